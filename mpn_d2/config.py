@@ -1,0 +1,150 @@
+"""Every config key that `mpn_d2` adds to Detectron2's, with meaning, unit and source.
+
+Sources in brackets: [paper] MultiPoseNet, ECCV 2018; [LM] LiMeng95/MultiPoseNet.pytorch,
+[KP] mkocabas/pose-residual-network, [TC] TropComplique/MultiPoseNet; [ours] chosen here.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+
+def add_mpn_config(cfg: CN) -> None:
+    """Adds the keys of `mpn_d2` with their defaults to a Detectron2 config, in place."""
+    _add_model_keys(cfg)
+    _add_assembly_keys(cfg)
+    _add_data_keys(cfg)
+    _add_engine_keys(cfg)
+
+
+def _add_model_keys(cfg: CN) -> None:
+    # Name of the skeleton that fixes the keypoint channels (mpn_d2.structures.skeleton).
+    cfg.MODEL.SKELETON = "coco"
+    # Parts that get a loss and gradients: keypoint, person, assembly. Stages set it. [paper: three]
+    cfg.MODEL.TRAIN_PARTS = ["keypoint", "person", "assembly"]
+
+    cfg.MODEL.POSE_FPN = CN()
+    # Registered builder (BACKBONE_REGISTRY) of the bottom-up network under both pyramids.
+    cfg.MODEL.POSE_FPN.BOTTOM_UP = "build_resnet_backbone"
+    # True: keypoints and person detection share one pyramid; False: one each. [paper: False]
+    cfg.MODEL.POSE_FPN.SHARED = False
+    # Bottom-up features of the keypoint pyramid (k2..k5). [paper]
+    cfg.MODEL.POSE_FPN.KEYPOINT_IN_FEATURES = ["res2", "res3", "res4", "res5"]
+    # Bottom-up features of the detection pyramid (p3..p5; p6 and p7 come from the last). [paper]
+    cfg.MODEL.POSE_FPN.PERSON_IN_FEATURES = ["res3", "res4", "res5"]
+
+    cfg.MODEL.KP_SUBNET = CN()
+    # Registered keypoint head (KEYPOINT_HEATMAP_HEAD_REGISTRY).
+    cfg.MODEL.KP_SUBNET.NAME = "KeypointSubnet"
+    # Keypoint pyramid levels that the head reads, fine to coarse. [paper]
+    cfg.MODEL.KP_SUBNET.IN_FEATURES = ["k2", "k3", "k4", "k5"]
+    # Channels of the two 3x3 convolutions per level (D_i). [paper: 128]
+    cfg.MODEL.KP_SUBNET.D_DIM = 128
+    # ReLU after each D convolution. [ours: True; LM: none]
+    cfg.MODEL.KP_SUBNET.D_RELU = True
+    # Channels after the 3x3 smoothing convolution of the concatenated levels. [LM: 256]
+    cfg.MODEL.KP_SUBNET.SMOOTH_DIM = 256
+    # Upsampling of the D_i to stride 4: nearest [LM] | bilinear [TC].
+    cfg.MODEL.KP_SUBNET.UPSAMPLE = "nearest"
+    # Norm of the D and smoothing convolutions, "" for none. [LM: none]
+    cfg.MODEL.KP_SUBNET.NORM = ""
+    # Weight of the loss at every pyramid level, 0 drops these heads. [LM: 1]
+    cfg.MODEL.KP_SUBNET.INTERMEDIATE_WEIGHT = 1.0
+    # Weight of the loss on the final maps. [LM: 1]
+    cfg.MODEL.KP_SUBNET.FINAL_WEIGHT = 1.0
+
+    cfg.MODEL.TARGET = CN()
+    # Standard deviation of the heatmap Gaussians, network-input pixels. [LM: 7.0]
+    cfg.MODEL.TARGET.SIGMA = 7.0
+    # Gaussian values below this are 0. [LM, TC: 0.01]
+    cfg.MODEL.TARGET.CUT = 0.01
+    # Overlapping peaks of one type: max [TC] | add (clipped at 1) [LM].
+    cfg.MODEL.TARGET.MERGE = "max"
+
+    cfg.MODEL.LOSS = CN()
+    # Ignore region also masks the person mask channel. [paper: True]
+    cfg.MODEL.LOSS.MASK_SEG = True
+
+    cfg.MODEL.PEAKS = CN()
+    # Heatmap values up to this are no candidates. [LM: 0.1]
+    cfg.MODEL.PEAKS.THRESH = 0.1
+    # Most candidates kept per image and keypoint type, the highest first. [ours]
+    cfg.MODEL.PEAKS.MAX_PER_TYPE = 60
+
+
+def _add_assembly_keys(cfg: CN) -> None:
+    cfg.MODEL.ASSEMBLER = CN()
+    # Registered assembler (POSE_ASSEMBLER_REGISTRY).
+    cfg.MODEL.ASSEMBLER.NAME = "GridAssembler"
+    # How a box rates cells: prn | prn_nonresidual | ucr | max | identity. [paper: prn]
+    cfg.MODEL.ASSEMBLER.EVIDENCE = "prn"
+    # Candidates to boxes: reference [KP] | mutual_best | hungarian | argmax [TC]. [ours: mutual_best]
+    cfg.MODEL.ASSEMBLER.MATCHING = "mutual_best"
+    # Joints without a candidate: none (left out) | argmax of the evidence, score 0. [KP: argmax]
+    cfg.MODEL.ASSEMBLER.FALLBACK = "none"
+    # Side of the window of cells summed around a candidate, odd. [KP: 15]
+    cfg.MODEL.ASSEMBLER.WINDOW = 15
+    # Only boxes with at least this score may claim keypoints. [LM: 0.5]
+    cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH = 0.5
+    # Multiply the pose score (mean keypoint score) by the box score. [references: False]
+    cfg.MODEL.ASSEMBLER.SCORE_TIMES_BOX = False
+
+    cfg.MODEL.PRN = CN()
+    # Units of the hidden layers. [paper: 1024]
+    cfg.MODEL.PRN.NODES = 1024
+    # Hidden layers: 1 [KP, TC] | 2 [LM].
+    cfg.MODEL.PRN.NUM_HIDDEN = 2
+    # Dropout after each hidden layer. [paper: 0.5]
+    cfg.MODEL.PRN.DROPOUT = 0.5
+    # Softmax scope: channel (per keypoint type) [TC] | global [LM] | slice17 [KP].
+    cfg.MODEL.PRN.SOFTMAX = "channel"
+    # Box grid (height, width) in cells. [KP: 56 x 36]
+    cfg.MODEL.PRN.CROP = (56, 36)
+    # Network input: peaks (rasterised candidates) [KP] | heatmap (crop of the maps) [paper].
+    cfg.MODEL.PRN.INPUT_MODE = "peaks"
+    # A box reaches this share of its width and height further on each side. [KP: 0.21]
+    cfg.MODEL.PRN.BOX_MARGIN = 0.21
+    # Blur of the rasterised input, cells. [KP: 1]
+    cfg.MODEL.PRN.INPUT_SIGMA = 1.0
+    # Blur of the training label, cells. [KP: 2]
+    cfg.MODEL.PRN.LABEL_SIGMA = 2.0
+    # People with fewer labelled keypoints are no training samples. [paper: more than 2]
+    cfg.MODEL.PRN.MIN_KEYPOINTS = 3
+    # Order of the training people: sorted (many keypoints and large first) [paper] | none (shuffled).
+    cfg.MODEL.PRN.CURRICULUM = "sorted"
+
+
+def _add_data_keys(cfg: CN) -> None:
+    # Probability of the left-right flip while training, 0 to 1. [paper: 0.3]
+    cfg.INPUT.FLIP_PROB = 0.3
+    # Images with fewer labelled keypoints (all people together) are not trained on. [ours]
+    cfg.INPUT.MIN_KEYPOINTS_PER_IMAGE = 0
+
+    cfg.EVAL = CN()
+    # Keypoints that are assembled at test time: pred | gt (annotated ones: assignment only).
+    cfg.EVAL.KEYPOINT_SOURCE = "pred"
+    # Boxes that keypoints are assembled in at test time: pred | gt.
+    cfg.EVAL.BOX_SOURCE = "pred"
+    # With gt boxes: leave out crowds and people without keypoints. [review: off]
+    cfg.EVAL.GT_BOX_FILTER = False
+    # Tasks scored in one run: bbox, keypoints, sem_seg.
+    cfg.EVAL.TASKS = ["bbox", "keypoints", "sem_seg"]
+
+
+def _add_engine_keys(cfg: CN) -> None:
+    # Optimiser: adam [paper] | sgd (Detectron2's).
+    cfg.SOLVER.OPTIMIZER = "adam"
+
+    # Order of `--stage all`. [paper]
+    cfg.STAGES = CN()
+    cfg.STAGES.ORDER = ["keypoint", "person", "assembly"]
+    # Each stage overlays the config with any keys (STAGES.PERSON.SOLVER.BASE_LR ...).
+    for name, parts in (
+        ("KEYPOINT", ["keypoint"]),
+        ("PERSON", ["person"]),
+        ("ASSEMBLY", ["assembly"]),
+    ):
+        stage = CN(new_allowed=True)
+        # MODEL.TRAIN_PARTS of the stage.
+        stage.MODEL = CN({"TRAIN_PARTS": parts}, new_allowed=True)
+        cfg.STAGES[name] = stage

@@ -1,0 +1,62 @@
+"""Raw outputs that travel between heads, codecs and assembly.
+
+Letters: N images, K keypoint types, C candidates of one image, P people (boxes) of one image,
+H, W cells. Frames: "network input" is the resized, unpadded image in continuous pixels
+(cell i of stride s spans [i s, (i + 1) s), design 4.1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class HeatmapOutputs:
+    """What the keypoint head predicts for a batch.
+
+    Attributes:
+        maps: (N, K + 1, H, W) linear values; channels 0..K-1 heatmaps, channel K person mask.
+        intermediate: level name ("k2" ...) to (N, K + 1, H_l, W_l) maps at the level's own
+            stride; empty at inference.
+        stride: cell size of `maps`, network-input pixels.
+    """
+
+    maps: torch.Tensor
+    stride: int
+    intermediate: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Candidates:
+    """Keypoint candidates of one image, in any order.
+
+    Attributes:
+        points: (C, 2) x, y; network-input frame (or any frame shared with the boxes).
+        types: (C,) int64 keypoint type, 0..K-1.
+        scores: (C,) in (0, 1].
+    """
+
+    points: torch.Tensor
+    types: torch.Tensor
+    scores: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+@dataclass
+class AssembledPoses:
+    """One pose per box of one image.
+
+    Attributes:
+        keypoints: (P, K, 3) x, y, score in the frame of the candidates; (0, 0, 0) where a joint
+            was not assigned. Scores of assigned joints lie in (0, 1].
+        scores: (P,) pose score in [0, 1]; 0 for a box without any keypoint.
+        candidate_ids: (P, K) int64 index into the image's candidates, -1 where none.
+    """
+
+    keypoints: torch.Tensor
+    scores: torch.Tensor
+    candidate_ids: torch.Tensor
