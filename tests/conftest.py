@@ -1,0 +1,39 @@
+"""Shared fixtures: one thread per test process, folders of real data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+REPO = Path(__file__).resolve().parents[1]
+SAMPLE = REPO / "datasets" / "coco_sample"
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def sample_dir() -> Path:
+    """The bundled photographs (always there)."""
+    return SAMPLE
+
+
+@pytest.fixture(scope="session")
+def mpn_data() -> Path:
+    """Folder of the development data (MPN_DATA); skips, saying why, where it is missing."""
+    folder = os.environ.get("MPN_DATA", "")
+    if folder and (Path(folder) / "coco").is_dir():
+        return Path(folder)
+    message = f"development data not found: MPN_DATA={folder!r} has no folder coco/"
+    if os.environ.get("MPN_REQUIRE_DATA") == "1":
+        pytest.fail(message)
+    pytest.skip(message)
