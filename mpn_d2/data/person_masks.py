@@ -1,0 +1,93 @@
+"""Person masks out of COCO annotations: polygons and RLE to pixels, pixels to cells.
+
+Polygons are continuous coordinates; a pixel belongs to one when its centre does (pycocotools).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import transforms as T
+
+
+def valid_polygons(segmentation: object) -> list[np.ndarray]:
+    """The polygons of a COCO `segmentation` with three points or more, each (n, 2) x, y."""
+    if not isinstance(segmentation, list):
+        return []
+    arrays = [np.array(p, dtype=np.float64).reshape(-1) for p in segmentation]
+    return [a.reshape(-1, 2) for a in arrays if a.size >= 6 and a.size % 2 == 0]
+
+
+def has_mask(annotation: dict) -> bool:
+    """Whether the annotation says which pixels are the person's."""
+    segmentation = annotation.get("segmentation")
+    return isinstance(segmentation, dict) or bool(valid_polygons(segmentation))
+
+
+def union_mask(
+    annotations: list[dict],
+    size: tuple[int, int],
+    transforms: T.Transform | None = None,
+    out_size: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Pixels covered by any of the annotations' masks; annotations without a mask add nothing.
+
+    Args:
+        annotations: with COCO `segmentation` (polygons, or RLE compressed or not).
+        size: (H, W) of the annotated image.
+        transforms: geometry from the annotated image to the output, None for none.
+        out_size: (H, W) of the output, None for `size`.
+
+    Returns:
+        (H, W) uint8 of 0 and 1 at `out_size`.
+
+    Raises:
+        ValueError: an RLE mask has another size than the image.
+    """
+    transforms = T.NoOpTransform() if transforms is None else transforms
+    out_size = size if out_size is None else out_size
+    polygons, rles = [], []
+    for annotation in annotations:
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, dict):
+            rles.append(_compressed(segmentation, size))
+        polygons.extend(valid_polygons(segmentation))
+
+    mask = np.zeros(out_size, dtype=np.uint8)
+    if rles:
+        decoded = mask_util.decode(mask_util.merge(rles))
+        mask |= transforms.apply_segmentation(decoded)
+    if polygons:
+        # Not `apply_polygons`: for crops that needs shapely, and drawing clips anyway.
+        moved = [transforms.apply_coords(p).reshape(-1).tolist() for p in polygons]
+        mask |= mask_util.decode(mask_util.merge(mask_util.frPyObjects(moved, *out_size)))
+    return mask
+
+
+def box_mask(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8: 1 where a pixel's centre lies in any of the (N, 4) x1, y1, x2, y2 boxes."""
+    mask = np.zeros(size, dtype=np.uint8)
+    limits = np.array([size[1], size[0], size[1], size[0]])
+    edges = np.ceil(np.clip(boxes, 0, limits) - 0.5).astype(int).reshape(-1, 4)
+    for x1, y1, x2, y2 in edges:
+        mask[max(y1, 0) : y2, max(x1, 0) : x2] = 1
+    return mask
+
+
+def reduce_to_cells(mask: np.ndarray, stride: int) -> np.ndarray:
+    """(H, W) pixels to (ceil(H / stride), ceil(W / stride)) cells, uint8.
+
+    A cell is 1 where at least half of its pixels inside the image are set.
+    """
+    rows = np.arange(0, mask.shape[0], stride)
+    columns = np.arange(0, mask.shape[1], stride)
+    counts = np.add.reduceat(np.add.reduceat(mask.astype(np.int32), rows, 0), columns, 1)
+    heights = np.diff(np.append(rows, mask.shape[0]))
+    widths = np.diff(np.append(columns, mask.shape[1]))
+    return (2 * counts >= np.outer(heights, widths)).astype(np.uint8)
+
+
+def _compressed(rle: dict, size: tuple[int, int]) -> dict:
+    if tuple(rle["size"]) != tuple(size):
+        raise ValueError(f"RLE mask of size {tuple(rle['size'])} in an image of size {size} (H, W)")
+    return mask_util.frPyObjects(rle, *rle["size"]) if isinstance(rle["counts"], list) else rle
