@@ -1,0 +1,67 @@
+# Everything runs in one Python environment: .venv here, or the one that VENV= names.
+# It is made where it does not exist; one that somebody else made is only added to.
+
+SHELL := /bin/sh
+VENV ?= .venv
+PYTHON ?= python3
+# auto | registry | official: see tools/install_detectron2.py
+DETECTRON2 ?= auto
+# Passed on to pytest, e.g. make test ARGS="-k codec"
+ARGS ?=
+
+PY = $(VENV)/bin/python
+
+# One thread a process: oversubscribed threads make small inferences many times slower.
+OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS
+ifneq ($(wildcard ../shared/data/.),)
+MPN_DATA ?= $(CURDIR)/../shared/data
+export MPN_DATA
+endif
+
+# Only for our own commands, never for pip: this clone's mpn_d2 comes first, whatever is installed.
+RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PY)"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo 'make setup   the environment ($(VENV)): torch, Detectron2, mpn_d2; repeating is quick'
+	@echo 'make demo    train on the bundled photographs, evaluate, draw (output/demo)'
+	@echo 'make test    all tests, on CPU (ARGS="..." goes to pytest)'
+	@echo 'make lint    ruff: format and rules'
+	@echo 'make clean   remove output, caches and build folders, not the environment'
+	@echo
+	@echo 'VENV=path        another environment (made where missing, else only added to)'
+	@echo 'PYTHON=command   the Python 3.11 to 3.13 that makes it'
+	@echo 'DETECTRON2=auto|registry|official'
+
+# An environment that exists is completed by its own Python; else the first that fits makes it.
+setup:
+	@if [ -x "$(PY)" ]; then python="$(PY)"; else \
+	  python=; \
+	  for candidate in "$(PYTHON)" python3.13 python3.12 python3.11; do \
+	    if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	        2>/dev/null; then python="$$candidate"; break; fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    found=`"$(PYTHON)" --version 2>&1` || found='nothing that runs'; \
+	    echo "setup: needs Python 3.11 to 3.13; $(PYTHON) is $$found." \
+	      "Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; \
+	  fi; \
+	fi; \
+	"$$python" tools/setup_environment.py "$(VENV)" --detectron2 "$(DETECTRON2)"
+
+demo: setup
+	$(RUN) tools/make_demo.py --output output/demo
+
+test: setup
+	$(RUN) -m pytest -q -rs $(ARGS)
+
+lint: setup
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+
+clean:
+	rm -rf output build dist mpn_d2.egg-info .pytest_cache .ruff_cache
+	find mpn_d2 tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
