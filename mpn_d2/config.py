@@ -6,7 +6,12 @@ Sources in brackets: [paper] MultiPoseNet, ECCV 2018; [LM] LiMeng95/MultiPoseNet
 
 from __future__ import annotations
 
+import difflib
+import os
+
+import torch
 from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
 
 
 def add_mpn_config(cfg: CN) -> None:
@@ -15,6 +20,75 @@ def add_mpn_config(cfg: CN) -> None:
     _add_assembly_keys(cfg)
     _add_data_keys(cfg)
     _add_engine_keys(cfg)
+
+
+def load_config(config_file: str, options: list[str] | None = None) -> CN:
+    """Detectron2's config with our keys, a file and KEY VALUE options merged, not frozen.
+
+    Without a GPU, MODEL.DEVICE becomes "cpu" unless the options name it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a key that does not exist or a value of the wrong type; names the key.
+    """
+    cfg = get_cfg()
+    add_mpn_config(cfg)
+    if config_file:
+        if not os.path.isfile(config_file):
+            raise FileNotFoundError(f"config file {config_file} not found")
+        try:
+            cfg.merge_from_file(config_file)
+        except KeyError as error:
+            raise ValueError(f"{config_file}: {_explain_key(cfg, error)}") from error
+        except (ValueError, AssertionError, FileNotFoundError) as error:
+            raise ValueError(f"{config_file}: {error}") from error
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    merge_options(cfg, options or [])
+    return cfg
+
+
+def merge_options(cfg: CN, options: list[str]) -> None:
+    """Merges KEY VALUE pairs of a command line, in place; stages (STAGES.<NAME>) take any key.
+
+    Raises:
+        ValueError: a value missing, an unknown key, or a value of the wrong type.
+    """
+    if len(options) % 2:
+        raise ValueError(f"options come as KEY VALUE pairs, but {options[-1]!r} has no value")
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        node = cfg
+        names = key.split(".")
+        if names[0] == "STAGES":
+            for name in names[:-1]:
+                if name not in node and isinstance(node, CN) and node.is_new_allowed():
+                    node[name] = CN(new_allowed=True)
+                node = node.get(name, CN())
+            if node.is_new_allowed() and names[-1] not in node:
+                node[names[-1]] = CN._decode_cfg_value(value)
+                continue
+        try:
+            cfg.merge_from_list([key, value])
+        except (KeyError, AssertionError) as error:
+            if isinstance(error, AssertionError) and "Non-existent" not in str(error):
+                raise ValueError(f"option {key} {value}: {error}") from error
+            raise ValueError(_explain_key(cfg, KeyError(key))) from error
+        except ValueError as error:
+            raise ValueError(f"option {key} {value}: {error}") from error
+
+
+def _explain_key(cfg: CN, error: KeyError) -> str:
+    """'no config key X; near names: ...'."""
+    key = str(error.args[0]).split(": ")[-1].strip("'\"")
+    near = difflib.get_close_matches(key, _all_keys(cfg), n=3)
+    return f"no config key {key}" + (f"; near: {', '.join(near)}" if near else "")
+
+
+def _all_keys(cfg: CN, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in cfg.items():
+        keys += _all_keys(value, f"{prefix}{name}.") if isinstance(value, CN) else [prefix + name]
+    return keys
 
 
 def _add_model_keys(cfg: CN) -> None:
@@ -78,7 +152,7 @@ def _add_assembly_keys(cfg: CN) -> None:
     cfg.MODEL.ASSEMBLER.NAME = "GridAssembler"
     # How a box rates cells: prn | prn_nonresidual | ucr | max | identity. [paper: prn]
     cfg.MODEL.ASSEMBLER.EVIDENCE = "prn"
-    # Candidates to boxes: reference [KP] | mutual_best | hungarian | argmax [TC]. [ours: mutual_best]
+    # Candidates to boxes: reference [KP] | mutual_best [ours] | hungarian | argmax [TC].
     cfg.MODEL.ASSEMBLER.MATCHING = "mutual_best"
     # Joints without a candidate: none (left out) | argmax of the evidence, score 0. [KP: argmax]
     cfg.MODEL.ASSEMBLER.FALLBACK = "none"
@@ -110,7 +184,7 @@ def _add_assembly_keys(cfg: CN) -> None:
     cfg.MODEL.PRN.LABEL_SIGMA = 2.0
     # People with fewer labelled keypoints are no training samples. [paper: more than 2]
     cfg.MODEL.PRN.MIN_KEYPOINTS = 3
-    # Order of the training people: sorted (many keypoints and large first) [paper] | none (shuffled).
+    # Order of training: sorted (many keypoints and large people first) [paper] | none (shuffled).
     cfg.MODEL.PRN.CURRICULUM = "sorted"
 
 

@@ -45,6 +45,10 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.points)
 
+    def to(self, device: torch.device) -> Candidates:
+        """The same candidates on another device."""
+        return Candidates(*(x.to(device) for x in (self.points, self.types, self.scores)))
+
 
 @dataclass
 class AssembledPoses:

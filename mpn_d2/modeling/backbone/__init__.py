@@ -1,0 +1,3 @@
+from mpn_d2.modeling.backbone.pyramids import AnyStrideFPN, FeatureRelay, PosePyramids
+
+__all__ = ["AnyStrideFPN", "FeatureRelay", "PosePyramids"]

@@ -1,0 +1,3 @@
+from mpn_d2.modeling.meta_arch.multiposenet import MultiPoseNet
+
+__all__ = ["MultiPoseNet"]

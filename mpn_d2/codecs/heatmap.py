@@ -1,0 +1,175 @@
+"""Keypoint heatmaps: Gaussian targets (encode) and peaks with sub-cell position (decode).
+
+Letters: N images, K keypoint types, P people, J labelled joints, H x W cells of side `stride`.
+Cell (row y, column x) has its centre at ((x + 0.5) * stride, (y + 0.5) * stride) in continuous
+network-input pixels (design 4.1). MultiPoseNet paper section 3.1; spec sections 6 and 10.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from mpn_d2.structures.outputs import Candidates
+
+MERGES = ("max", "add")
+
+
+def encode_heatmaps(
+    keypoints: list[torch.Tensor],
+    num_keypoints: int,
+    size: tuple[int, int],
+    stride: int,
+    sigma: float,
+    cut: float = 0.01,
+    merge: str = "max",
+) -> torch.Tensor:
+    """Draws one Gaussian `exp(-d^2 / (2 sigma^2))` per labelled joint (v > 0).
+
+    Args:
+        keypoints: per image (P, K, 3) x, y, v in network-input pixels; P may be 0.
+        num_keypoints: K.
+        size: (H, W) of the maps in cells.
+        stride: cell side, pixels.
+        sigma: standard deviation, pixels (not cells).
+        cut: values below it are set to 0 (spec section 6).
+        merge: where two Gaussians of one type meet: their "max", or "add" clipped at 1.
+
+    Returns:
+        (N, K, H, W) float32 in [0, 1] on the device of the keypoints.
+
+    Raises:
+        ValueError: unknown `merge`, no image, or keypoints of another number than
+            `num_keypoints`.
+    """
+    if merge not in MERGES:
+        raise ValueError(f"MODEL.TARGET.MERGE is {merge!r}; choose one of {', '.join(MERGES)}")
+    for points in keypoints:
+        if points.ndim != 3 or points.shape[1:] != (num_keypoints, 3):
+            raise ValueError(
+                f"keypoints have shape {tuple(points.shape)}, expected (people, {num_keypoints}, 3)"
+            )
+    if not keypoints:
+        raise ValueError("encode_heatmaps needs at least one image")
+    height, width = size
+    device = keypoints[0].device
+    maps = torch.zeros(len(keypoints) * num_keypoints * height * width, device=device)
+    x, y, channel = _labelled_joints(keypoints, num_keypoints)
+    # Only the cells within reach of a joint are touched: a small window around each.
+    reach = sigma * math.sqrt(2 * math.log(1 / cut)) / stride
+    span = torch.arange(2 * math.ceil(reach) + 2, device=device)
+    columns = (x / stride - reach).floor().long()[:, None] + span
+    rows = (y / stride - reach).floor().long()[:, None] + span
+    dx = ((columns + 0.5) * stride - x[:, None]).square()
+    dy = ((rows + 0.5) * stride - y[:, None]).square()
+    values = torch.exp(-(dy[:, :, None] + dx[:, None, :]) / (2 * sigma**2))
+    inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[
+        :, None, :
+    ]
+    keep = inside & (values >= cut)
+    index = (channel[:, None, None] * height + rows[:, :, None]) * width + columns[:, None, :]
+    reduce = "amax" if merge == "max" else "sum"
+    maps = maps.scatter_reduce(0, index[keep], values[keep], reduce)
+    return maps.clamp_(max=1).view(len(keypoints), num_keypoints, height, width)
+
+
+def _labelled_joints(
+    keypoints: list[torch.Tensor], num_keypoints: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, y (J,) float32 and flat map index n * K + k (J,) of every joint with v > 0."""
+    xs, ys, channels = [], [], []
+    for n, points in enumerate(keypoints):
+        person, joint = torch.nonzero(points[:, :, 2] > 0, as_tuple=True)
+        xs.append(points[person, joint, 0].float())
+        ys.append(points[person, joint, 1].float())
+        channels.append(n * num_keypoints + joint)
+    return torch.cat(xs), torch.cat(ys), torch.cat(channels)
+
+
+def decode_heatmaps(
+    maps: torch.Tensor,
+    stride: int,
+    thresh: float,
+    max_per_type: int,
+    image_sizes: list[tuple[int, int]] | None = None,
+) -> list[Candidates]:
+    """Finds the peaks of heatmaps: 4-neighbour maxima above a threshold, refined below a cell.
+
+    The position inside the cell comes from a parabola through the logarithms of the peak and its
+    two neighbours, per axis: exact for a Gaussian of any width (the reference resizes a 5 x 5
+    patch cubically instead, spec section 10). On the outermost cells it is the cell's centre.
+
+    Args:
+        maps: (N, K, H, W) heatmaps, not modified.
+        stride: cell side, network-input pixels.
+        thresh: a peak's value must exceed it.
+        max_per_type: most peaks per image and type, the highest first.
+        image_sizes: per image (height, width) in pixels; peaks in cells whose centre lies in the
+            padding outside are left out.
+
+    Returns:
+        Per image its candidates, ordered by type, then by descending score; points in
+        network-input pixels, scores = peak values clipped at 1.
+    """
+    num_images, _, height, width = maps.shape
+    maps = maps.float()
+    is_peak = (maps > thresh) & _is_local_maximum(maps)
+    if image_sizes is not None:
+        is_peak &= _cells_inside(image_sizes, (height, width), stride, maps.device)[:, None]
+    flat = torch.where(is_peak, maps, maps.new_tensor(-math.inf)).flatten(2)
+    values, cells = flat.topk(min(max_per_type, height * width), dim=2)
+    image, types, rank = torch.nonzero(values > -math.inf, as_tuple=True)
+    cells = cells[image, types, rank]
+    rows, columns = cells // width, cells % width
+    offset_x = _log_parabola_offset(maps, image, types, rows, columns, axis=1)
+    offset_y = _log_parabola_offset(maps, image, types, rows, columns, axis=0)
+    points = torch.stack([columns + 0.5 + offset_x, rows + 0.5 + offset_y], dim=1) * stride
+    scores = values[image, types, rank].clamp(max=1)
+    return [
+        Candidates(points[image == n], types[image == n], scores[image == n])
+        for n in range(num_images)
+    ]
+
+
+def _is_local_maximum(maps: torch.Tensor) -> torch.Tensor:
+    """Not below its four neighbours; of equal ones the first in row-major order counts."""
+    padded = F.pad(maps, (1, 1, 1, 1), value=-math.inf)
+    left, right = padded[:, :, 1:-1, :-2], padded[:, :, 1:-1, 2:]
+    above, below = padded[:, :, :-2, 1:-1], padded[:, :, 2:, 1:-1]
+    return (maps > left) & (maps > above) & (maps >= right) & (maps >= below)
+
+
+def _cells_inside(
+    image_sizes: list[tuple[int, int]], size: tuple[int, int], stride: int, device: torch.device
+) -> torch.Tensor:
+    """(N, H, W) bool: the cell's centre lies inside the image."""
+    limits = torch.tensor([tuple(s) for s in image_sizes], device=device)
+    rows = (torch.arange(size[0], device=device) + 0.5) * stride
+    columns = (torch.arange(size[1], device=device) + 0.5) * stride
+    return (rows < limits[:, :1])[:, :, None] & (columns < limits[:, 1:])[:, None, :]
+
+
+def _log_parabola_offset(
+    maps: torch.Tensor,
+    image: torch.Tensor,
+    types: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    axis: int,
+) -> torch.Tensor:
+    """Offset (J,) in [-0.5, 0.5] cells of the peak along an axis (0 rows, 1 columns)."""
+    index = rows if axis == 0 else columns
+    last = maps.shape[2 + axis] - 1
+
+    def log_value(shift: int) -> torch.Tensor:
+        moved = (index + shift).clamp(0, last)
+        at = (moved, columns) if axis == 0 else (rows, moved)
+        # Linear outputs may be negative next to a peak.
+        return maps[image, types, at[0], at[1]].clamp(min=1e-6).log()
+
+    before, centre, after = log_value(-1), log_value(0), log_value(1)
+    curvature = (before - 2 * centre + after).clamp(max=-1e-6)
+    offset = (0.5 * (before - after) / curvature).clamp(-0.5, 0.5)
+    return torch.where((index > 0) & (index < last), offset, torch.zeros_like(offset))

@@ -1,0 +1,144 @@
+"""Checkpoints: written whole or not at all, read as data, checked against the model."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import nn
+
+# What a .pkl of Detectron2's or Detectron's model zoo holds; anything else could run code.
+_ADMITTED = {
+    ("collections", "OrderedDict"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("_codecs", "encode"),
+}
+_PARTIAL = ".partial-"
+_MOST_NAMED = 12
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Admits numpy arrays, dicts, lists, strings and numbers only (design 7.7)."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _ADMITTED:
+            return super().find_class(module, name)
+        raise ValueError(f"it holds {module}.{name}, which is not an array, dict or number")
+
+
+class PoseCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with atomic writes, safe reads and a check of what was loaded.
+
+    `strict` raises when the model's and the file's keys or shapes differ (evaluation, resuming,
+    handing weights from stage to stage). Otherwise what fits is loaded and the rest is listed,
+    as for ImageNet weights; a file of which nothing fits is an error either way.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str = "", *, strict: bool = False, **kwargs):
+        super().__init__(model, save_dir, **kwargs)
+        self.strict = strict
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        # The base class writes the file, then calls tag_last_checkpoint with its name.
+        super().save(f"{_PARTIAL}{name}", **kwargs)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        final = last_filename_basename.removeprefix(_PARTIAL)
+        folder = Path(self.save_dir)
+        if final != last_filename_basename:
+            os.replace(folder / last_filename_basename, folder / final)
+        tag = folder / f"{_PARTIAL}last_checkpoint"
+        tag.write_text(final)
+        os.replace(tag, folder / "last_checkpoint")
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Loads a file, `detectron2://` or `https://` address.
+
+        Raises:
+            FileNotFoundError: no such file, or no network for an address.
+            ValueError: not a checkpoint, or it does not fit the model; names the keys.
+        """
+        if not path:
+            return super().load(path, *args, **kwargs)
+        self._source = path
+        try:
+            local = self.path_manager.get_local_path(path.split("?")[0])
+        except (OSError, urllib.error.URLError) as error:
+            raise FileNotFoundError(
+                f"could not fetch the weights {path} ({error}): fetch the file on a machine with "
+                "network access and give its path as MODEL.WEIGHTS, or train from scratch with "
+                "MODEL.WEIGHTS ''"
+            ) from error
+        if not os.path.isfile(local):
+            raise FileNotFoundError(f"weights {path} not found: check MODEL.WEIGHTS")
+        return super().load(path, *args, **kwargs)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        try:
+            if filename.endswith(".pkl"):
+                return self._load_pickle(filename)
+            return super()._load_file(filename)
+        except (pickle.UnpicklingError, ValueError, EOFError, RuntimeError, KeyError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(
+                f"{filename} is not a checkpoint that can be read: {reason}"
+            ) from error
+
+    def _torch_load(self, f: str) -> Any:
+        loaded = torch.load(f, map_location="cpu", weights_only=True)
+        if not isinstance(loaded, dict):
+            raise ValueError(f"it holds a {type(loaded).__name__} instead of named tensors")
+        return loaded
+
+    def _load_pickle(self, filename: str) -> dict[str, Any]:
+        with self.path_manager.open(filename, "rb") as f:
+            data = _ArrayUnpickler(io.BytesIO(f.read()), encoding="latin1").load()
+        if not isinstance(data, dict):
+            raise ValueError(f"it holds a {type(data).__name__} instead of named arrays")
+        if "model" in data and "__author__" in data:
+            return data
+        data = data.get("blobs", data)
+        weights = {k: v for k, v in data.items() if not k.endswith("_momentum")}
+        return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        incompatible = super()._load_model(checkpoint)
+        wrong = [f"{k} is {a} in the file, {b} here" for k, a, b in incompatible.incorrect_shapes]
+        parameters = dict(self.model.named_parameters())
+        unset = {*incompatible.missing_keys, *(k for k, _, _ in incompatible.incorrect_shapes)}
+        if parameters and unset.issuperset(parameters):
+            raise ValueError(
+                f"nothing in {self._source} fits the model: the file has "
+                f"{_some(incompatible.unexpected_keys)}, the model {_some(list(parameters))}"
+            )
+        if self.strict:
+            problems = []
+            if incompatible.missing_keys:
+                problems.append(f"missing: {_some(incompatible.missing_keys)}")
+            if incompatible.unexpected_keys:
+                problems.append(f"unknown: {_some(incompatible.unexpected_keys)}")
+            if wrong:
+                problems.append(f"other shape: {_some(wrong)}")
+            if problems:
+                raise ValueError(
+                    f"checkpoint {self._source} does not fit this config ({'; '.join(problems)}): "
+                    "use the config that it was trained with"
+                )
+        return incompatible
+
+
+def _some(names: list[str]) -> str:
+    """The first names and how many more there are."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

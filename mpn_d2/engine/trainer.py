@@ -1,0 +1,138 @@
+"""Detectron2's DefaultTrainer with our data, optimiser, evaluators and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Iterable
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer as build_sgd
+from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from torch import nn
+
+from mpn_d2.data.association import build_association_loader, build_association_samples
+from mpn_d2.data.dataset_mapper import PoseDatasetMapper
+from mpn_d2.data.datasets import load_pose_dicts
+from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.evaluation import build_evaluator
+
+logger = logging.getLogger(__name__)
+
+OPTIMIZERS = ("adam", "sgd")
+
+
+class PoseTrainer(DefaultTrainer):
+    """Trains the parts in MODEL.TRAIN_PARTS on DATASETS.TRAIN, evaluates on DATASETS.TEST."""
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = build_model(cfg)
+        total = sum(p.numel() for p in model.parameters())
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        logger.info(
+            "%s: %s parameters, %s of them trained (%s)",
+            cfg.MODEL.META_ARCHITECTURE,
+            f"{total:,}",
+            f"{trained:,}",
+            ", ".join(cfg.MODEL.TRAIN_PARTS),
+        )
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Adam (paper section 3.4) or Detectron2's SGD over the parameters that train."""
+        if not any(p.requires_grad for p in model.parameters()):
+            raise ValueError(
+                f"nothing to train: MODEL.TRAIN_PARTS {list(cfg.MODEL.TRAIN_PARTS)} has no "
+                f"parameters (MODEL.ASSEMBLER.EVIDENCE {cfg.MODEL.ASSEMBLER.EVIDENCE!r})"
+            )
+        if cfg.SOLVER.OPTIMIZER == "sgd":
+            return build_sgd(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "adam":
+            raise ValueError(
+                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; choose one of "
+                + ", ".join(OPTIMIZERS)
+            )
+        params = get_default_optimizer_params(
+            model,
+            base_lr=cfg.SOLVER.BASE_LR,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        )
+        adam = maybe_add_gradient_clipping(cfg, torch.optim.Adam)
+        return adam(params, lr=cfg.SOLVER.BASE_LR)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start: int = 0) -> Iterable[list[dict]]:
+        """Batches of images; of people without images while only the assembly trains.
+
+        Args:
+            start: batches that were already trained on (association samples continue there).
+        """
+        assembly_only = list(cfg.MODEL.TRAIN_PARTS) == ["assembly"]
+        dicts = load_pose_dicts(
+            cfg.DATASETS.TRAIN,
+            is_train=True,
+            min_keypoints_per_image=cfg.INPUT.MIN_KEYPOINTS_PER_IMAGE,
+            keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and not assembly_only,
+        )
+        if assembly_only:
+            samples = build_association_samples(dicts, cfg.MODEL.PRN.MIN_KEYPOINTS)
+            if not samples:
+                raise ValueError(
+                    f"no person in {', '.join(cfg.DATASETS.TRAIN)} has MODEL.PRN.MIN_KEYPOINTS "
+                    f"= {cfg.MODEL.PRN.MIN_KEYPOINTS} labelled keypoints"
+                )
+            return build_association_loader(
+                samples,
+                cfg.SOLVER.IMS_PER_BATCH,
+                cfg.MODEL.PRN.CURRICULUM,
+                max(cfg.SEED, 0),
+                start=start,
+            )
+        return build_detection_train_loader(
+            dicts,
+            mapper=PoseDatasetMapper(cfg, is_train=True),
+            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
+        return build_detection_test_loader(
+            load_pose_dicts([dataset_name], is_train=False),
+            mapper=PoseDatasetMapper(cfg, is_train=False),
+            num_workers=cfg.DATALOADER.NUM_WORKERS,
+        )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(
+            cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        )
+
+    def build_hooks(self) -> list[HookBase]:
+        # The base class makes its checkpointer just before the hooks, which hold on to it.
+        self.checkpointer = PoseCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        return super().build_hooks()
+
+    def resume_or_load(self, resume: bool = True, strict: bool = False) -> None:
+        """Continues from OUTPUT_DIR's last checkpoint if `resume`, else loads MODEL.WEIGHTS.
+
+        Args:
+            strict: MODEL.WEIGHTS must fit whole (weights handed on from another stage).
+        """
+        self.checkpointer.strict = strict or (resume and self.checkpointer.has_checkpoint())
+        super().resume_or_load(resume=resume)
+        if self.start_iter > 0 and list(self.cfg.MODEL.TRAIN_PARTS) == ["assembly"]:
+            self._trainer.data_loader = self.build_train_loader(self.cfg, start=self.start_iter)

@@ -1,0 +1,21 @@
+"""Registry of dense keypoint heads."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import Registry
+from torch import nn
+
+KEYPOINT_HEATMAP_HEAD_REGISTRY = Registry("KEYPOINT_HEATMAP_HEAD")
+KEYPOINT_HEATMAP_HEAD_REGISTRY.__doc__ = """
+Heads that predict keypoint heatmaps and a person mask from pyramid features.
+
+A head is called `Head(cfg, input_shape)` with `input_shape` mapping feature names to ShapeSpec,
+and has `layers(features)`, `losses(outputs, targets)` and `inference(outputs)`.
+"""
+
+
+def build_keypoint_heatmap_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """Builds the head named by MODEL.KP_SUBNET.NAME."""
+    return KEYPOINT_HEATMAP_HEAD_REGISTRY.get(cfg.MODEL.KP_SUBNET.NAME)(cfg, input_shape)

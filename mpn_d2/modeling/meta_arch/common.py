@@ -1,0 +1,58 @@
+"""Steps that every meta-architecture shares: batching by size and finishing results."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+import torch.nn.functional as F
+from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from detectron2.structures import Instances
+
+
+def group_by_padded_size(images: list[torch.Tensor], divisibility: int) -> list[list[int]]:
+    """Indices of images that have the same size once padded to multiples of `divisibility`.
+
+    Padding turns non-zero after the first bias or norm, and GroupNorm counts it; an image padded
+    to its own multiple in every batch gets the same result alone and in any batch (design 7.2).
+
+    Args:
+        images: (3, H, W) each.
+    """
+    step = max(divisibility, 1)
+    groups = defaultdict(list)
+    for i, image in enumerate(images):
+        groups[tuple(-(-side // step) * step for side in image.shape[-2:])].append(i)
+    return list(groups.values())
+
+
+def finish_instances(instances: Instances, height: int, width: int) -> Instances:
+    """Scales results from the network input to the (height, width) of the original image.
+
+    Boxes are clipped; instances whose box is empty are dropped, as Detectron2 does. The given
+    instances stay as they are (detector_postprocess scales tensors in place).
+    """
+    fields = {name: value.clone() for name, value in instances.get_fields().items()}
+    return detector_postprocess(Instances(instances.image_size, **fields), height, width)
+
+
+def finish_person_mask(
+    probability: torch.Tensor,
+    stride: int,
+    image_size: tuple[int, int],
+    height: int,
+    width: int,
+) -> torch.Tensor:
+    """Person probability at stride cells -> (2, height, width) = [1 - p, p] (design 7.6).
+
+    Args:
+        probability: (H, W) in [0, 1] over the padded network input.
+        stride: cell side, network-input pixels.
+        image_size: (height, width) of the network input without padding.
+        height, width: of the original image.
+    """
+    p = F.interpolate(
+        probability[None, None], scale_factor=stride, mode="bilinear", align_corners=False
+    )[0]
+    p = sem_seg_postprocess(p, image_size, height, width)
+    return torch.cat([1 - p, p])

@@ -1,0 +1,314 @@
+"""MultiPoseNet: keypoints, person mask, person boxes and their assembly in one network.
+
+Kocabas, Karagoz, Akbas: MultiPoseNet, ECCV 2018; spec sections 1 to 10. Read top to bottom:
+forward -> losses of the parts that train, or inference -> Instances.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.meta_arch import RetinaNet
+from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.utils import comm
+from torch import nn
+
+from mpn_d2.modeling.assembly import build_pose_assembler
+from mpn_d2.modeling.heads import build_keypoint_heatmap_head
+from mpn_d2.modeling.meta_arch.common import (
+    finish_instances,
+    finish_person_mask,
+    group_by_padded_size,
+)
+from mpn_d2.structures.ground_truth import gt_boxes, gt_candidates
+from mpn_d2.structures.outputs import Candidates, HeatmapOutputs
+
+PARTS = ("keypoint", "person", "assembly")
+SOURCES = ("pred", "gt")
+
+
+@META_ARCH_REGISTRY.register()
+class MultiPoseNet(RetinaNet):
+    """A single-class RetinaNet with a keypoint subnet and an assembler on the same backbone.
+
+    `train_parts` names the parts that get losses and gradients; the others are frozen, their
+    norm layers included (paper section 3.4: the stages train apart).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        keypoint_head: nn.Module,
+        assembler: nn.Module,
+        train_parts: list[str],
+        box_score_thresh: float = 0.5,
+        keypoint_source: str = "pred",
+        box_source: str = "pred",
+        gt_box_filter: bool = False,
+        **retinanet,
+    ):
+        """
+        Args:
+            keypoint_head: predicts heatmaps and person mask (KEYPOINT_HEATMAP_HEAD_REGISTRY).
+            assembler: gives keypoints to boxes (POSE_ASSEMBLER_REGISTRY).
+            train_parts: of "keypoint", "person", "assembly".
+            box_score_thresh: boxes below it claim no keypoints.
+            keypoint_source, box_source: "pred", or "gt" to assemble annotated keypoints or in
+                annotated boxes at test time (the input then carries "instances").
+            gt_box_filter: of annotated boxes take only people with labelled keypoints.
+            retinanet: arguments of Detectron2's RetinaNet; its backbone gives k and p features.
+        """
+        super().__init__(**retinanet)
+        for part in train_parts:
+            if part not in PARTS:
+                raise ValueError(f"MODEL.TRAIN_PARTS has {part!r}; parts are {', '.join(PARTS)}")
+        for key, source in (("KEYPOINT", keypoint_source), ("BOX", box_source)):
+            if source not in SOURCES:
+                raise ValueError(
+                    f"EVAL.{key}_SOURCE is {source!r}; choose one of {', '.join(SOURCES)}"
+                )
+        self.keypoint_head = keypoint_head
+        self.assembler = assembler
+        self.train_parts = tuple(train_parts)
+        self.box_score_thresh = box_score_thresh
+        self.keypoint_source = keypoint_source
+        self.box_source = box_source
+        self.gt_box_filter = gt_box_filter
+        for part in set(PARTS) - set(train_parts):
+            for module in self.part_modules()[part]:
+                module.requires_grad_(False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        args = super().from_config(cfg)
+        return {
+            **args,
+            "keypoint_head": build_keypoint_heatmap_head(cfg, args["backbone"].output_shape()),
+            "assembler": build_pose_assembler(cfg),
+            "train_parts": cfg.MODEL.TRAIN_PARTS,
+            "box_score_thresh": cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
+            "keypoint_source": cfg.EVAL.KEYPOINT_SOURCE,
+            "box_source": cfg.EVAL.BOX_SOURCE,
+            "gt_box_filter": cfg.EVAL.GT_BOX_FILTER,
+        }
+
+    def part_modules(self) -> dict[str, list[nn.Module]]:
+        """The modules of each part; together all modules with parameters."""
+        return {
+            "keypoint": [
+                self.backbone.bottom_up,
+                *self.backbone.keypoint_modules(),
+                self.keypoint_head,
+            ],
+            "person": [*self.backbone.person_modules(), self.head],
+            "assembly": [self.assembler],
+        }
+
+    def train(self, mode: bool = True) -> MultiPoseNet:
+        """Frozen parts stay in eval mode, so that their norm statistics do not move."""
+        super().train(mode)
+        for part in set(PARTS) - set(self.train_parts):
+            for module in self.part_modules()[part]:
+                module.eval()
+        return self
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor] | list[dict]:
+        """Losses while training, results otherwise.
+
+        Args:
+            batched_inputs: per image a dict of PoseDatasetMapper; while only the assembly
+                trains, samples of mpn_d2.data.association instead (no images).
+
+        Returns:
+            Training: {"loss_...": scalar}. Otherwise per image {"instances": Instances with
+            pred_boxes, scores, pose_scores, pred_classes, pred_keypoints (P, K, 3) in pixels of
+            the original image, "sem_seg": (2, H, W) = [1 - p, p] of the original image}.
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        if self.train_parts == ("assembly",):
+            return self.assembler.losses(batched_inputs)
+        return self.image_losses(batched_inputs)
+
+    # ---------------------------------------------------------------- training
+
+    def image_losses(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor]:
+        """Losses of all training parts on a batch of images."""
+        _require_training_fields(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        with torch.set_grad_enabled("keypoint" in self.train_parts):
+            features = self.backbone.bottom_up(images.tensor)
+        pyramid = self.backbone.pyramids(
+            features, keypoint="keypoint" in self.train_parts, person="person" in self.train_parts
+        )
+        losses = {}
+        if "keypoint" in self.train_parts:
+            losses.update(self._keypoint_losses(pyramid, gt_instances, batched_inputs))
+        if "person" in self.train_parts:
+            crowds = [x["crowd_boxes"].to(self.device) for x in batched_inputs]
+            losses.update(self._person_losses(pyramid, gt_instances, crowds))
+        if "assembly" in self.train_parts:
+            losses.update(self.assembler.losses(_association_samples(gt_instances)))
+        return losses
+
+    def _keypoint_losses(
+        self,
+        features: dict[str, torch.Tensor],
+        gt_instances: list[Instances],
+        batched_inputs: list[dict],
+    ) -> dict[str, torch.Tensor]:
+        outputs = self.keypoint_head.layers(features)
+        targets = self.keypoint_head.make_targets(
+            [x.gt_keypoints.tensor for x in gt_instances],
+            [x["person_mask"].to(self.device) for x in batched_inputs],
+            [x["ignore_mask"].to(self.device) for x in batched_inputs],
+            tuple(outputs.maps.shape[-2:]),
+        )
+        return self.keypoint_head.losses(outputs, targets)
+
+    def _person_losses(
+        self,
+        features: dict[str, torch.Tensor],
+        gt_instances: list[Instances],
+        crowd_boxes: list[torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        pyramid = [features[name] for name in self.head_in_features]
+        logits, deltas = self._transpose_dense_predictions(
+            self.head(pyramid), [self.num_classes, 4]
+        )
+        anchors = self.anchor_generator(pyramid)
+        gt_labels, matched_boxes = self.label_anchors(anchors, gt_instances)
+        all_anchors = Boxes.cat(anchors).tensor
+        for labels, crowds in zip(gt_labels, crowd_boxes, strict=True):
+            labels[(labels == self.num_classes) & _mostly_inside(all_anchors, crowds)] = -1
+        losses = self.losses(anchors, logits, gt_labels, deltas, matched_boxes)
+        return {
+            "loss_person_cls": losses["loss_cls"],
+            "loss_person_box": losses["loss_box_reg"],
+        }
+
+    def _ema_update(self, name: str, value: float, initial_value: float, momentum: float = 0.9):
+        """The loss normaliser: positives over all processes per process, at least 1.
+
+        Detectron2 keeps a local running mean here, which no checkpoint holds, so that a resumed
+        or a distributed run would differ (design 7.8).
+        """
+        if comm.get_world_size() > 1:
+            total = torch.tensor(float(value), device=self.device)
+            torch.distributed.all_reduce(total)
+            value = total.item() / comm.get_world_size()
+        return max(value, 1.0)
+
+    # --------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def inference(self, batched_inputs: list[dict]) -> list[dict]:
+        """Results per image; an image scores the same alone and in any batch (design 7.2)."""
+        results: list[dict] = [{} for _ in batched_inputs]
+        groups = group_by_padded_size(
+            [x["image"] for x in batched_inputs], self.backbone.size_divisibility
+        )
+        for group in groups:
+            inputs = [batched_inputs[i] for i in group]
+            for i, result in zip(group, self._inference_one_size(inputs), strict=True):
+                results[i] = result
+        return results
+
+    def _inference_one_size(self, batched_inputs: list[dict]) -> list[dict]:
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        maps = self.keypoint_head.layers(features)
+        candidates, person_masks = self.keypoint_head.inference(maps, images.image_sizes)
+        people = self._people(batched_inputs, images, features)
+        if self.keypoint_source == "gt":
+            candidates = [
+                gt_candidates(x["instances"], self.keypoint_head.num_keypoints).to(self.device)
+                for x in batched_inputs
+            ]
+        self._assemble(people, candidates, maps)
+        results = []
+        for x, instances, mask in zip(batched_inputs, people, person_masks, strict=True):
+            size = instances.image_size
+            height, width = x.get("height", size[0]), x.get("width", size[1])
+            sem_seg = finish_person_mask(mask, maps.stride, size, height, width)
+            instances = finish_instances(instances, height, width)
+            results.append({"instances": instances, "sem_seg": sem_seg})
+        return results
+
+    def _people(
+        self, batched_inputs: list[dict], images: ImageList, features: dict[str, torch.Tensor]
+    ) -> list[Instances]:
+        """Person boxes per image, network-input frame: detected, or the annotated ones."""
+        if self.box_source == "gt":
+            people = []
+            for x, size in zip(batched_inputs, images.image_sizes, strict=True):
+                boxes = gt_boxes(x, self.gt_box_filter).to(self.device)
+                scores = boxes.new_ones(len(boxes))
+                classes = scores.new_zeros(len(boxes), dtype=torch.long)
+                people.append(
+                    Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+                )
+            return people
+        pyramid = [features[name] for name in self.head_in_features]
+        return self.forward_inference(images, pyramid, self.head(pyramid))
+
+    def _assemble(
+        self, people: list[Instances], candidates: list[Candidates], maps: HeatmapOutputs
+    ) -> None:
+        """Adds pred_keypoints (P, K, 3) and pose_scores (P,) to the boxes of each image.
+
+        Boxes below the score threshold claim nothing and keep an empty pose.
+        """
+        claims = [x.scores >= self.box_score_thresh for x in people]
+        poses = self.assembler.inference(
+            candidates,
+            [x.pred_boxes.tensor[claim] for x, claim in zip(people, claims, strict=True)],
+            [x.scores[claim] for x, claim in zip(people, claims, strict=True)],
+            maps,
+        )
+        for x, claim, pose in zip(people, claims, poses, strict=True):
+            shape = (len(x), self.keypoint_head.num_keypoints, 3)
+            x.pred_keypoints = pose.keypoints.new_zeros(shape)
+            x.pred_keypoints[claim] = pose.keypoints
+            x.pose_scores = pose.scores.new_zeros(len(x))
+            x.pose_scores[claim] = pose.scores
+
+
+def _require_training_fields(batched_inputs: list[dict]) -> None:
+    for field in ("instances", "crowd_boxes", "person_mask", "ignore_mask"):
+        if field not in batched_inputs[0]:
+            raise ValueError(
+                f"training input has no {field!r} (it has {sorted(batched_inputs[0])}): "
+                "use mpn_d2's PoseDatasetMapper for images"
+            )
+
+
+def _mostly_inside(boxes: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    """(R,) bool: more than half of the box (R, 4) lies inside one of the regions (M, 4).
+
+    Anchors in a crowd are neither people nor background (design 4.7).
+    """
+    if len(regions) == 0:
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    corner = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
+    opposite = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
+    common = (opposite - corner).clamp(min=0).prod(dim=2)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    return (common > 0.5 * area[:, None]).any(dim=1)
+
+
+def _association_samples(gt_instances: list[Instances]) -> list[dict]:
+    """Assembly samples (mpn_d2.data.association) of the people in a batch of images."""
+    samples = []
+    for instances in gt_instances:
+        keypoints = instances.gt_keypoints.tensor.float()
+        for owner in torch.nonzero((keypoints[:, :, 2] > 0).any(dim=1))[:, 0].tolist():
+            box = instances.gt_boxes.tensor[owner]
+            samples.append({"keypoints": keypoints, "owner": owner, "box": box})
+    return samples
+
+
+__all__ = ["PARTS", "MultiPoseNet"]

@@ -1,0 +1,62 @@
+#!/usr/bin/env python
+"""Trains and evaluates any system of mpn_d2 from its config file.
+
+python train_net.py --config-file configs/MultiPoseNet/R_50.yaml --stage all OUTPUT_DIR out
+python train_net.py --config-file configs/MultiPoseNet/R_50.yaml --eval-only OUTPUT_DIR out
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.utils import comm
+
+from mpn_d2.config import load_config
+from mpn_d2.data.datasets import register_pose_datasets
+from mpn_d2.engine.cli import run_command
+from mpn_d2.engine.stages import FINAL, evaluate, save_results, stage_names, train
+
+
+def parse_args() -> argparse.Namespace:
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--stage",
+        default="all",
+        help="keypoint, person, assembly, or all: the chain of STAGES.ORDER (default: all)",
+    )
+    return parser.parse_args()
+
+
+def main(args: argparse.Namespace) -> None:
+    register_pose_datasets()
+    cfg = load_config(args.config_file, args.opts)
+    cfg.freeze()
+    if args.stage != "all" and args.stage not in stage_names(cfg):
+        raise ValueError(f"unknown --stage {args.stage}: {', '.join(stage_names(cfg))} or all")
+    default_setup(cfg, args)
+    if args.eval_only:
+        default = os.path.join(cfg.OUTPUT_DIR, FINAL)
+        weights = default if os.path.isfile(default) else cfg.MODEL.WEIGHTS
+        results = evaluate(
+            cfg, weights=weights if "MODEL.WEIGHTS" not in args.opts else cfg.MODEL.WEIGHTS
+        )
+    else:
+        results = train(cfg, args.stage, args.opts, resume=args.resume)
+    if comm.is_main_process() and results:
+        save_results(results, os.path.join(cfg.OUTPUT_DIR, "results.json"))
+
+
+if __name__ == "__main__":
+    args = parse_args()
+    run_command(
+        lambda: launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    )
