@@ -154,6 +154,8 @@ def _add_assembly_keys(cfg: CN) -> None:
     cfg.MODEL.ASSEMBLER.EVIDENCE = "prn"
     # Candidates to boxes: reference [KP] | mutual_best [ours] | hungarian | argmax [TC].
     cfg.MODEL.ASSEMBLER.MATCHING = "mutual_best"
+    # Matching reference: False hands one keypoint to two boxes where the authors do. [ours: True]
+    cfg.MODEL.ASSEMBLER.ONE_TO_ONE = True
     # Joints without a candidate: none (left out) | argmax of the evidence, score 0. [KP: argmax]
     cfg.MODEL.ASSEMBLER.FALLBACK = "none"
     # Side of the window of cells summed around a candidate, odd. [KP: 15]

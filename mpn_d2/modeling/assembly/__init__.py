@@ -1,0 +1,20 @@
+from mpn_d2.modeling.assembly.assembler import GridAssembler, PeopleBatch
+from mpn_d2.modeling.assembly.build import (
+    EVIDENCE_REGISTRY,
+    MATCHING_REGISTRY,
+    POSE_ASSEMBLER_REGISTRY,
+    build_evidence,
+    build_matching,
+    build_pose_assembler,
+)
+
+__all__ = [
+    "EVIDENCE_REGISTRY",
+    "MATCHING_REGISTRY",
+    "POSE_ASSEMBLER_REGISTRY",
+    "GridAssembler",
+    "PeopleBatch",
+    "build_evidence",
+    "build_matching",
+    "build_pose_assembler",
+]

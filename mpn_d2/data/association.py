@@ -1,0 +1,156 @@
+"""Training people for the keypoint-to-person assembly, from annotations alone (no images).
+
+A sample is one annotated person together with the labelled joints of everybody in the image:
+{"image_id", "keypoints": (people, K, 3) float32 x, y, v in continuous image pixels, "owner": row
+of the sample's person, "box": (4,) float32 x1, y1, x2, y2}. Spec sections 5.4 and 9.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from torch.utils.data import IterableDataset
+
+CURRICULA = ("sorted", "none")
+
+
+def build_association_samples(dataset_dicts: list[dict], min_keypoints: int) -> list[dict]:
+    """Samples of all people who are no crowd and have enough labelled keypoints.
+
+    Args:
+        dataset_dicts: Detectron2's dataset dicts (keypoints already in continuous pixels).
+        min_keypoints: fewest labelled keypoints (v > 0) of a sample's person.
+
+    Returns:
+        Samples in the order of the annotations. People with fewer keypoints, and crowds with
+        labelled keypoints, are no samples but stay among everybody's joints. Samples of one
+        image share their "keypoints" tensor.
+
+    Raises:
+        ValueError: keypoint lists of unequal length, with the image named.
+    """
+    samples = []
+    length = 0
+    for record in dataset_dicts:
+        people = [a for a in record.get("annotations", ()) if any(a.get("keypoints", ())[2::3])]
+        if not people:
+            continue
+        length = length or len(people[0]["keypoints"])
+        for person in people:
+            if len(person["keypoints"]) != length or length % 3:
+                raise ValueError(
+                    f"image {record['image_id']}: a person has {len(person['keypoints'])} "
+                    f"keypoint numbers, expected {length} (x, y, v of each keypoint)"
+                )
+        flat = torch.tensor([person["keypoints"] for person in people], dtype=torch.float32)
+        keypoints = flat.view(len(people), -1, 3)
+        labelled = (keypoints[..., 2] > 0).sum(dim=1).tolist()
+        for owner, person in enumerate(people):
+            if person.get("iscrowd", 0) or labelled[owner] < min_keypoints:
+                continue
+            box = BoxMode.convert(list(person["bbox"]), person["bbox_mode"], BoxMode.XYXY_ABS)
+            samples.append(
+                {
+                    "image_id": record["image_id"],
+                    "keypoints": keypoints,
+                    "owner": owner,
+                    "box": torch.tensor(box, dtype=torch.float32),
+                }
+            )
+    return samples
+
+
+def order_samples(samples: list[dict], curriculum: str, seed: int, epoch: int = 0) -> list[dict]:
+    """The samples in the order of one epoch.
+
+    Args:
+        samples: see `build_association_samples`.
+        curriculum: "sorted": people with many labelled keypoints first, among equals the largest
+            box (paper: each epoch goes from easy to hard); every epoch alike. "none": shuffled.
+        seed: of the shuffling; the same on all processes.
+        epoch: each epoch shuffles anew.
+    """
+    _check_curriculum(curriculum)
+    if curriculum == "sorted":
+        # Stable: equal people keep the order of the annotations.
+        return sorted(samples, key=_ease, reverse=True)
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return [samples[index] for index in torch.randperm(len(samples), generator=generator).tolist()]
+
+
+class AssociationStream(IterableDataset):
+    """Endless batches of samples, resumable and sharded; see `build_association_loader`."""
+
+    def __init__(
+        self, samples: list[dict], batch_size: int, curriculum: str, seed: int, start: int
+    ) -> None:
+        # The sorted order never changes, and sorting 150,000 people takes seconds.
+        self.samples = samples if curriculum == "none" else order_samples(samples, curriculum, seed)
+        self.batch_size = batch_size
+        self.curriculum = curriculum
+        self.seed = seed
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        rank, world = comm.get_rank(), comm.get_world_size()
+        position = self.start * self.batch_size
+        epoch, offset = divmod(position, len(self.samples))
+        stream = itertools.chain.from_iterable(
+            self._epoch(number)[offset if number == epoch else 0 :]
+            for number in itertools.count(epoch)
+        )
+        while True:
+            yield list(itertools.islice(stream, self.batch_size))[rank::world]
+
+    def _epoch(self, number: int) -> list[dict]:
+        if self.curriculum == "sorted":
+            return self.samples
+        return order_samples(self.samples, self.curriculum, self.seed, number)
+
+
+def build_association_loader(
+    samples: list[dict], batch_size: int, curriculum: str, seed: int, start: int = 0
+) -> AssociationStream:
+    """An endless iterable of batches; epochs follow one another without a short last batch.
+
+    Args:
+        samples: see `build_association_samples`.
+        batch_size: people per step over all processes together.
+        curriculum, seed: see `order_samples`.
+        start: steps (batches) already done; the stream goes on exactly there.
+
+    Returns:
+        Iterable of lists of samples; process r of n gets every n-th sample of a batch from r on.
+
+    Raises:
+        ValueError: no samples, or a batch that does not divide among the processes.
+    """
+    _check_curriculum(curriculum)
+    world = comm.get_world_size()
+    if not samples:
+        raise ValueError(
+            "no person to train assembly on: the training sets have no annotated person with "
+            "enough labelled keypoints (MODEL.PRN.MIN_KEYPOINTS)"
+        )
+    if batch_size < 1 or batch_size % world:
+        raise ValueError(
+            f"a batch of {batch_size} people does not divide among {world} processes; "
+            "change SOLVER.IMS_PER_BATCH"
+        )
+    return AssociationStream(samples, batch_size, curriculum, seed, start)
+
+
+def _ease(sample: dict) -> tuple[int, float]:
+    labelled = int((sample["keypoints"][sample["owner"], :, 2] > 0).sum())
+    x1, y1, x2, y2 = sample["box"].tolist()
+    return labelled, (x2 - x1) * (y2 - y1)
+
+
+def _check_curriculum(curriculum: str) -> None:
+    if curriculum not in CURRICULA:
+        known = ", ".join(CURRICULA)
+        raise ValueError(f"MODEL.PRN.CURRICULUM is {curriculum!r}; choose one of {known}")

@@ -1,0 +1,68 @@
+"""Registries and builders of keypoint assembly: assembler, evidence, matching.
+
+An assembler gathers keypoint candidates into one pose per box. The grid assembler does it in two
+steps that combine freely: evidence rates the cells of a box's grid, matching decides from the
+rated (box, candidate) pairs of an image who gets what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from detectron2.config import CfgNode
+from detectron2.utils.registry import Registry
+from torch import nn
+
+
+class KeyedRegistry(Registry):
+    """A Detectron2 registry whose entries are found by a short key, the value in configs."""
+
+    def register_as(self, key: str) -> Callable:
+        """Decorator that registers what it decorates as `key`; raises if the key is taken."""
+
+        def register(entry: Callable) -> Callable:
+            self._do_register(key, entry)
+            return entry
+
+        return register
+
+    def build(self, key: str, config_name: str, *arguments: object) -> nn.Module:
+        """Calls the entry of `key`; a ValueError names `config_name` and the known keys."""
+        if key not in self:
+            known = ", ".join(sorted(name for name, _ in self))
+            raise ValueError(f"{config_name} is {key!r}; choose one of {known}")
+        return self.get(key)(*arguments)
+
+
+POSE_ASSEMBLER_REGISTRY = Registry("POSE_ASSEMBLER")
+POSE_ASSEMBLER_REGISTRY.__doc__ = """
+Assemblers, called as `Assembler(cfg)`, with
+`losses(samples) -> dict` and `inference(candidates, boxes, box_scores, maps) -> list`.
+"""
+
+EVIDENCE_REGISTRY = KeyedRegistry("EVIDENCE")
+EVIDENCE_REGISTRY.__doc__ = """
+Functions of cfg that return a `GridEvidence`: (B, K, h, w) input grids to evidence of that shape.
+"""
+
+MATCHING_REGISTRY = KeyedRegistry("MATCHING")
+MATCHING_REGISTRY.__doc__ = """
+Functions of cfg that return a `Matching`: a `MatchingProblem` to the chosen candidates.
+"""
+
+
+def build_pose_assembler(cfg: CfgNode) -> nn.Module:
+    """Builds the assembler named by MODEL.ASSEMBLER.NAME."""
+    return POSE_ASSEMBLER_REGISTRY.get(cfg.MODEL.ASSEMBLER.NAME)(cfg)
+
+
+def build_evidence(cfg: CfgNode) -> nn.Module:
+    """Builds the evidence named by MODEL.ASSEMBLER.EVIDENCE."""
+    key = "MODEL.ASSEMBLER.EVIDENCE"
+    return EVIDENCE_REGISTRY.build(cfg.MODEL.ASSEMBLER.EVIDENCE, key, cfg)
+
+
+def build_matching(cfg: CfgNode) -> nn.Module:
+    """Builds the matching named by MODEL.ASSEMBLER.MATCHING."""
+    key = "MODEL.ASSEMBLER.MATCHING"
+    return MATCHING_REGISTRY.build(cfg.MODEL.ASSEMBLER.MATCHING, key, cfg)
