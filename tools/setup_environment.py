@@ -162,15 +162,17 @@ def fill(environment: Path, source: str, constraints: Path) -> None:
         command = [*pip, "install", "-q", "-c", constraints, "setuptools"]
         call(command, "installing setuptools")
         importlib.invalidate_caches()
-    quiet = ["-q"] if _version("torch") else []  # a long download shows how far it is
-    if not quiet:
+    # A long download shows how far it is; a conflict with what somebody installed, its cause.
+    quiet = ["-q"] if owned and _version("torch") else []
+    if _version("torch") is None:
         say("torch comes with its CUDA libraries: about 5.5 GB on disk, minutes to download")
     needed = requirements()
     say(f"2/4 requirements: {', '.join(needed)}")
     # Some dependencies are source-only; what builds them is pinned too where pip knows how.
     build = ["--build-constraint", constraints] if owned else []
     command = [*pip, "install", *quiet, "-c", constraints, *build, *needed]
-    call(command, "installing requirements")
+    hint = "" if owned else " (a version outside these ranges is not replaced here)"
+    call(command, f"installing requirements{hint}")
     say("3/4 Detectron2 (tools/install_detectron2.py)")
     importlib.invalidate_caches()
     tool = ROOT / "tools" / "install_detectron2.py"
