@@ -1,0 +1,59 @@
+"""Evaluators of boxes, poses and person masks, and their builder."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluators
+
+from mpn_d2.data.datasets import check_dataset
+from mpn_d2.evaluation.pose_evaluator import PoseEvaluator, export_instances, write_json
+from mpn_d2.evaluation.segmentation import PersonSegEvaluator
+from mpn_d2.structures.skeleton import get_skeleton
+
+__all__ = [
+    "PersonSegEvaluator",
+    "PoseEvaluator",
+    "build_evaluator",
+    "drop_missing",
+    "export_instances",
+    "write_json",
+]
+
+_TASKS = ("bbox", "keypoints", "sem_seg")
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_dir: str | None = None
+) -> DatasetEvaluators:
+    """The evaluators of EVAL.TASKS on one dataset, results written to `output_dir`.
+
+    Raises:
+        ValueError: an unknown task or dataset.
+        FileNotFoundError: the dataset's files are missing.
+    """
+    tasks = list(cfg.EVAL.TASKS)
+    unknown = sorted(set(tasks) - set(_TASKS))
+    if unknown or not tasks:
+        raise ValueError(f"EVAL.TASKS {tasks}: give one or more of {', '.join(_TASKS)}")
+    check_dataset(dataset_name)
+    evaluators = []
+    coco_tasks = [task for task in _TASKS if task in tasks and task != "sem_seg"]
+    if coco_tasks:
+        sigmas = get_skeleton(cfg.MODEL.SKELETON).sigmas
+        evaluators.append(
+            PoseEvaluator(dataset_name, tasks=coco_tasks, sigmas=sigmas, output_dir=output_dir)
+        )
+    if "sem_seg" in tasks:
+        evaluators.append(PersonSegEvaluator(dataset_name, output_dir=output_dir))
+    return DatasetEvaluators(evaluators)
+
+
+def drop_missing(results: dict) -> dict:
+    """`results` (task -> metric -> value) without the metrics that are None.
+
+    Detectron2's EvalHook and print_csv_format want numbers only.
+    """
+    return {
+        task: {name: value for name, value in metrics.items() if value is not None}
+        for task, metrics in results.items()
+    }

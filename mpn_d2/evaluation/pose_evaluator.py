@@ -1,0 +1,213 @@
+"""COCO metrics of boxes and poses with a score each (design 4.9, 7.3, 7.16)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+RESULT_FILES = {"bbox": "coco_instances_results.json", "keypoints": "keypoints_results.json"}
+
+
+class PoseEvaluator(COCOEvaluator):
+    """Detectron2's COCOEvaluator for models that score a box and its pose separately.
+
+    Every instance counts as a box, rated by `scores`; those with at least one keypoint count as
+    poses too, rated by `pose_scores` (by `scores` where that field is missing). The official
+    pycocotools metrics alone are used. What the model returned is left as it was (Detectron2's
+    exporter shifts keypoints in place).
+
+    `evaluate()` returns {"bbox": {...}, "keypoints": {...}} with Detectron2's metric names, 0 to
+    100. A metric for which the dataset holds no ground truth is None; with ground truth and no
+    predictions it is 0; never NaN. Processes other than the main one get {}.
+
+    Files in `output_dir`, in COCO's result format: coco_instances_results.json (boxes) and
+    keypoints_results.json (poses; joints that were not assigned are 0, 0, 0; each pose carries its
+    box, whose area pycocotools takes for the size of a pose).
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        *,
+        tasks: Sequence[str],
+        sigmas: Sequence[float],
+        output_dir: str | None = None,
+        distributed: bool = True,
+    ) -> None:
+        """
+        Args:
+            dataset_name: registered, in COCO format.
+            tasks: of "bbox" and "keypoints".
+            sigmas: (K,) OKS constants of the dataset's skeleton.
+            output_dir: where results are written; None writes none.
+            distributed: gather the predictions of all processes.
+
+        Raises:
+            ValueError: an unknown task, or annotated keypoints that are not K.
+        """
+        unknown = sorted(set(tasks) - set(RESULT_FILES))
+        if unknown:
+            raise ValueError(f"EVAL.TASKS: {unknown[0]!r} is none of {sorted(RESULT_FILES)}")
+        super().__init__(
+            dataset_name,
+            tuple(tasks),
+            distributed,
+            output_dir,
+            use_fast_impl=False,
+            kpt_oks_sigmas=tuple(sigmas),
+            allow_cached_coco=False,
+        )
+        self._dataset_name = dataset_name
+        self._sigmas = np.array(sigmas, dtype=np.float64)
+        self._complete_annotations()
+        self.reset()
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Takes `inputs` with `image_id` and `outputs` with `instances` (image frame).
+
+        Raises:
+            ValueError: poses of another number of keypoints than the skeleton.
+        """
+        for given, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to(self._cpu_device)
+            if instances.has("pred_keypoints"):
+                count = instances.pred_keypoints.shape[1]
+                if count != len(self._sigmas):
+                    raise ValueError(f"poses of {count} keypoints, {len(self._sigmas)} sigmas")
+            boxes, poses = export_instances(instances, given["image_id"])
+            self._predictions.append({"bbox": boxes, "keypoints": poses})
+
+    def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict]:
+        """Metrics by task; `img_ids` restricts them to these images."""
+        predictions = self._predictions
+        if self._distributed:
+            comm.synchronize()
+            predictions = list(itertools.chain(*comm.gather(predictions, dst=0)))
+            if not comm.is_main_process():
+                return {}
+
+        self._results = OrderedDict()
+        to_dataset = self._category_ids()
+        for task in self._tasks:
+            results = [
+                {**r, "category_id": to_dataset[r["category_id"]]}
+                for of_image in predictions
+                for r in of_image[task]
+            ]
+            if self._output_dir:
+                write_json(os.path.join(self._output_dir, RESULT_FILES[task]), results)
+            self._results[task] = self._metrics(task, results, img_ids)
+        return dict(self._results)
+
+    def _metrics(self, task: str, results: list[dict], img_ids: Sequence[int] | None) -> dict:
+        truth = self._coco_api
+        people = sum(not a.get("iscrowd", 0) for a in truth.anns.values())
+        print(
+            f"\n{task} on {self._dataset_name}: {len(truth.imgs)} images, {people} annotated, "
+            f"{len(results)} predicted"
+        )
+        with contextlib.redirect_stdout(io.StringIO()):
+            scorer = COCOeval(truth, _load_results(truth, results), task)
+            if img_ids is not None:
+                scorer.params.imgIds = sorted(img_ids)
+            if task == "keypoints":
+                scorer.params.kpt_oks_sigmas = self._sigmas
+            scorer.evaluate()
+            scorer.accumulate()
+        scorer.summarize()
+        derived = self._derive_coco_results(scorer, task, self._metadata.get("thing_classes"))
+        return {name: value if math.isfinite(value) else None for name, value in derived.items()}
+
+    def _category_ids(self) -> dict[int, int]:
+        """Class of the model to category id of the dataset."""
+        # Built-in names learn their ids when the dataset is loaded: until then in the same order.
+        ids = self._metadata.get("thing_dataset_id_to_contiguous_id") or {
+            category: i for i, category in enumerate(sorted(self._coco_api.getCatIds()))
+        }
+        return {contiguous: category for category, contiguous in ids.items()}
+
+    def _complete_annotations(self) -> None:
+        """Gives annotations without keypoints the zeros that pycocotools wants, in memory."""
+        if "keypoints" not in self._tasks:
+            return
+        length = 3 * len(self._sigmas)
+        for annotation in self._coco_api.anns.values():
+            keypoints = annotation.get("keypoints") or [0] * length
+            if len(keypoints) != length:
+                raise ValueError(
+                    f"dataset {self._dataset_name!r}: annotations have {len(keypoints) / 3:g} "
+                    f"keypoints, MODEL.SKELETON {len(self._sigmas)}: set it to the dataset's"
+                )
+            annotation["keypoints"] = keypoints
+            annotation.setdefault("num_keypoints", sum(v > 0 for v in keypoints[2::3]))
+
+
+def export_instances(instances: Instances, image_id: int) -> tuple[list[dict], list[dict]]:
+    """Predicted people of one image as COCO results: (boxes, poses).
+
+    Args:
+        instances: on the CPU, image frame: `pred_boxes`, `scores`, `pred_classes` and, for poses,
+            `pred_keypoints` (P, K, 3) and perhaps `pose_scores` (P,). Left unchanged.
+        image_id: of the image.
+
+    Returns:
+        One dict a box and one a pose; instances without any keypoint are no poses. `category_id`
+        is still the model's class. Keypoints are pixel indices (-0.5, design 4.1).
+    """
+    copy = Instances(instances.image_size, **instances.get_fields())
+    if copy.has("pred_masks"):
+        copy.remove("pred_masks")
+    has_poses = copy.has("pred_keypoints")
+    if has_poses:
+        copy.pred_keypoints = copy.pred_keypoints.clone()
+    rows = instances_to_coco_json(copy, image_id)
+    boxes = [{k: v for k, v in row.items() if k != "keypoints"} for row in rows]
+    if not has_poses or not rows:
+        return boxes, []
+
+    given = (instances.pred_keypoints != 0).any(dim=-1)
+    scores = instances.pose_scores if instances.has("pose_scores") else instances.scores
+    poses = []
+    for row, joints, score in zip(rows, given.tolist(), scores.tolist(), strict=True):
+        if not any(joints):
+            continue
+        keypoints = [v if joints[i // 3] else 0.0 for i, v in enumerate(row["keypoints"])]
+        poses.append({**row, "keypoints": keypoints, "score": score})
+    return boxes, poses
+
+
+def write_json(path: str, content: object) -> None:
+    """Writes JSON through a temporary file, so that a reader never sees half of it."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    temporary = f"{path}.tmp{os.getpid()}"
+    with open(temporary, "w") as file:
+        json.dump(content, file, allow_nan=False)
+    os.replace(temporary, path)
+
+
+def _load_results(truth: COCO, results: list[dict]) -> COCO:
+    """`truth.loadRes`, which fails on an empty list."""
+    if results:
+        return truth.loadRes([dict(r) for r in results])
+    empty = COCO()
+    empty.dataset = {
+        "images": truth.dataset["images"],
+        "categories": truth.dataset.get("categories", []),
+        "annotations": [],
+    }
+    empty.createIndex()
+    return empty

@@ -1,0 +1,174 @@
+"""Registration and loading, with the errors that a user meets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import BoxMode
+
+from mpn_d2.data import load_pose_dicts, register_pose_datasets
+from mpn_d2.structures.skeleton import get_skeleton
+
+
+@pytest.fixture
+def make_dataset(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Registers a dataset of the given images (id to annotations); gone after the test."""
+    names = []
+
+    def make(people: dict[int, list[dict]], category: int = 1) -> str:
+        annotations = [
+            {"image_id": i, "category_id": category, "iscrowd": 0, **a}
+            for i, of_image in people.items()
+            for a in of_image
+        ]
+        for i, annotation in enumerate(annotations):
+            annotation["id"] = i + 1
+        content = {
+            "images": [
+                {"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 30} for i in people
+            ],
+            "annotations": annotations,
+            "categories": [{"id": category, "name": "person"}],
+        }
+        file = tmp_path / f"{len(names)}.json"
+        file.write_text(json.dumps(content))
+        names.append(f"mpn_test_{len(names)}")
+        register_coco_instances(names[-1], {}, str(file), str(tmp_path))
+        return names[-1]
+
+    yield make
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def _person(joints: int = 3, **changes: object) -> dict:
+    keypoints = [4, 5, 2] * joints + [0] * 3 * (get_skeleton("coco").num_keypoints - joints)
+    polygon = [[1, 1, 9, 1, 9, 9]]
+    person = {"bbox": [1, 1, 8, 8], "area": 32, "segmentation": polygon, "keypoints": keypoints}
+    return {**person, "num_keypoints": joints, **changes}
+
+
+def test_sample_is_registered_with_metadata_and_again() -> None:
+    register_pose_datasets()
+    register_pose_datasets()
+    skeleton = get_skeleton("coco")
+    for split, images in (("train", 7), ("val", 9)):
+        name = f"coco_sample_{split}"
+        assert len(load_pose_dicts(name, is_train=False)) == images
+        metadata = MetadataCatalog.get(name)
+        assert metadata.thing_classes == ["person"]
+        assert metadata.keypoint_names == skeleton.keypoint_names
+        assert metadata.keypoint_flip_map == skeleton.flip_pairs
+        assert metadata.keypoint_connection_rules == skeleton.keypoint_connection_rules
+        assert metadata.evaluator_type == "coco"
+
+
+def test_other_root_replaces_the_sample(tmp_path: Path, sample_dir: Path) -> None:
+    register_pose_datasets()
+    load_pose_dicts("coco_sample_val", is_train=False)
+    try:
+        register_pose_datasets(tmp_path)
+        with pytest.raises(FileNotFoundError, match=f"annotation file {tmp_path}"):
+            load_pose_dicts("coco_sample_val", is_train=False)
+    finally:
+        register_pose_datasets()
+    assert MetadataCatalog.get("coco_sample_val").image_root == str(sample_dir / "val")
+    assert len(load_pose_dicts(["coco_sample_val", "coco_sample_train"], is_train=False)) == 16
+
+
+def test_unknown_name_lists_near_ones() -> None:
+    register_pose_datasets()
+    with pytest.raises(ValueError, match=r"'coco_sample_trian' is not.*coco_sample_train"):
+        load_pose_dicts("coco_sample_trian", is_train=True)
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN"):
+        load_pose_dicts((), is_train=True)
+
+
+def test_missing_files_are_named(make_dataset: Callable[..., str], tmp_path: Path) -> None:
+    name = make_dataset({1: [_person()]})
+    (tmp_path / "0.json").rename(tmp_path / "moved.json")
+    with pytest.raises(FileNotFoundError, match=r"0\.json not found.*DETECTRON2_DATASETS") as info:
+        load_pose_dicts(name, is_train=True)
+    assert "\n" not in str(info.value)
+    register_coco_instances(
+        "mpn_test_folder", {}, str(tmp_path / "moved.json"), str(tmp_path / "images")
+    )
+    try:
+        with pytest.raises(FileNotFoundError, match=r"image folder .*images not found"):
+            load_pose_dicts("mpn_test_folder", is_train=True)
+    finally:
+        DatasetCatalog.remove("mpn_test_folder")
+        MetadataCatalog.remove("mpn_test_folder")
+
+
+@pytest.mark.parametrize("content", ["{", '{"images": []}', "[]"])
+def test_unreadable_annotations(
+    make_dataset: Callable[..., str], tmp_path: Path, content: str
+) -> None:
+    name = make_dataset({1: [_person()]})
+    (tmp_path / "0.json").write_text(content)
+    with pytest.raises(ValueError, match=r"0\.json (is not JSON|lists no images)"):
+        load_pose_dicts(name, is_train=False)
+
+
+def test_no_keypoints_is_an_error_for_training_only(make_dataset: Callable[..., str]) -> None:
+    name = make_dataset({1: [_person(0)], 2: []})
+    with pytest.raises(ValueError, match="no keypoints annotated"):
+        load_pose_dicts(name, is_train=True)
+    assert len(load_pose_dicts(name, is_train=False)) == 2
+
+
+def test_images_left_out_while_training(make_dataset: Callable[..., str]) -> None:
+    name = make_dataset(
+        {1: [_person(3)], 2: [], 3: [_person(0, iscrowd=1)], 4: [_person(0)], 5: [_person(5)]}
+    )
+
+    def ids(**options: object) -> list[int]:
+        return [d["image_id"] for d in load_pose_dicts(name, **options)]
+
+    assert ids(is_train=False, min_keypoints_per_image=4) == [1, 2, 3, 4, 5]
+    assert ids(is_train=True) == [1, 4, 5]
+    assert ids(is_train=True, keep_empty=True) == [1, 2, 3, 4, 5]
+    assert ids(is_train=True, min_keypoints_per_image=4) == [5]
+    with pytest.raises(ValueError, match="MIN_KEYPOINTS_PER_IMAGE"):
+        ids(is_train=True, min_keypoints_per_image=6)
+
+
+def test_people_with_tiny_polygons_come_back(make_dataset: Callable[..., str]) -> None:
+    tiny = [[3, 3, 4, 4]]
+    name = make_dataset(
+        {
+            7: [_person(2, bbox=[2, 3, 4, 5], segmentation=tiny)],
+            8: [_person(), _person(0, segmentation=tiny), _person(0, segmentation=[])],
+        },
+        category=5,
+    )
+    only, three = load_pose_dicts(name, is_train=True)
+    (person,) = only["annotations"]
+    assert (person["bbox"], person["bbox_mode"]) == ([2, 3, 4, 5], BoxMode.XYWH_ABS)
+    assert person["category_id"] == 0 and person["iscrowd"] == 0
+    assert "segmentation" not in person
+    assert person["keypoints"][:9] == [4.5, 5.5, 2, 4.5, 5.5, 2, 0.5, 0.5, 0]
+    assert len(three["annotations"]) == 3
+    assert sum("segmentation" in a for a in three["annotations"]) == 1
+
+
+def test_real_coco_by_detectron2s_own_name(mpn_data: Path) -> None:
+    name = "mpn_test_coco_2017_train"
+    coco = mpn_data / "coco"
+    file = coco / "annotations" / "person_keypoints_train2017.json"
+    register_coco_instances(name, {}, str(file), str(coco / "train2017"))
+    try:
+        dicts = load_pose_dicts(name, is_train=False)
+        annotated = json.loads(file.read_text())
+        assert len(dicts) == len(annotated["images"])
+        assert sum(len(d["annotations"]) for d in dicts) == len(annotated["annotations"])
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
