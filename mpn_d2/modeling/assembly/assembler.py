@@ -315,7 +315,8 @@ class GridAssembler(nn.Module):
         index = chosen.clamp(min=0)
         ids = torch.where(found, batch.ids.gather(2, index), -1)
         scores = torch.where(found, batch.scores.gather(2, index), 0.0)
-        points = batch.points.gather(2, index[..., None].expand(-1, -1, -1, 2)) * found[..., None]
+        points = batch.points.gather(2, index[..., None].expand(-1, -1, -1, 2))
+        points = torch.where(found[..., None], points, 0.0)
         if peaks is not None:
             at_peak = peaks[..., 2] > 0
             if self.matching.joints_at_peaks:
@@ -361,7 +362,8 @@ def _pick(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     if rows.shape[1] == 0:
         return rows.new_zeros(*ids.shape, rows.shape[2])
     index = ids.clamp(min=0).flatten(1)[..., None].expand(-1, -1, rows.shape[2])
-    return rows.gather(1, index).view(*ids.shape, -1) * (ids >= 0)[..., None]
+    picked = rows.gather(1, index).view(*ids.shape, -1)
+    return torch.where((ids >= 0)[..., None], picked, 0.0)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -7,6 +7,8 @@ baselines: MultiPoseNet section 3.3 and 4.2; spec sections 5.1 to 5.5.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -74,16 +76,14 @@ class PoseResidualNetwork(GridEvidence):
         self.softmax = softmax
         entries = size[0] * size[1] * num_keypoints
         widths = [entries] + [nodes] * num_hidden
-        self.hidden = nn.ModuleList(
-            nn.Linear(before, after) for before, after in zip(widths, widths[1:])
-        )
+        self.hidden = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(nodes, entries)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """(B, K, h, w) to (B, K, h, w) float32 probabilities."""
         channels_last = inputs.float().permute(0, 2, 3, 1)
-        flat = channels_last.reshape(len(inputs), -1)
+        flat = channels_last.flatten(1)
         features = flat
         for layer in self.hidden:
             features = self.dropout(layer(features).relu())

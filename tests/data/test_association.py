@@ -1,0 +1,138 @@
+"""Training people from annotations: who counts, in which order, resumed where it stopped."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+import torch
+from detectron2.data.datasets import load_coco_json
+from detectron2.structures import BoxMode
+
+from mpn_d2.data import association
+from mpn_d2.data.association import (
+    build_association_loader,
+    build_association_samples,
+    order_samples,
+)
+
+
+def person(labelled, box=(10.0, 20.0, 30.0, 40.0), joints=5, **extra):
+    keypoints = []
+    for k in range(joints):
+        keypoints += [k + 0.5, k + 1.5, 2] if k < labelled else [0.5, 0.5, 0]
+    return {"keypoints": keypoints, "bbox": list(box), "bbox_mode": BoxMode.XYWH_ABS, **extra}
+
+
+def records():
+    return [
+        {"image_id": 7, "annotations": [person(3), person(0), person(2), person(4, iscrowd=1)]},
+        {"image_id": 8, "annotations": [person(0)]},
+        {"image_id": 9, "annotations": [person(5, (0, 0, 2, 3)), person(5, (0, 0, 5, 5))]},
+        {"image_id": 10, "annotations": []},
+    ]
+
+
+def test_who_is_a_sample_and_who_is_only_there():
+    samples = build_association_samples(records(), min_keypoints=3)
+    assert [s["image_id"] for s in samples] == [7, 9, 9]
+    first = samples[0]
+    # Three people of image 7 have joints; the one with two and the crowd are no samples.
+    assert first["keypoints"].shape == (3, 5, 3) and first["keypoints"].dtype == torch.float32
+    assert first["owner"] == 0
+    assert first["box"].tolist() == [10.0, 20.0, 40.0, 60.0]
+    assert first["keypoints"][0, 1].tolist() == [1.5, 2.5, 2.0]
+    assert [s["owner"] for s in samples] == [0, 0, 1]
+
+
+def test_unequal_keypoint_lists_name_the_image():
+    broken = [{"image_id": 31, "annotations": [person(3), person(3, joints=6)]}]
+    with pytest.raises(ValueError, match="image 31"):
+        build_association_samples(broken, 1)
+
+
+def test_sorted_puts_many_keypoints_and_large_boxes_first_in_every_epoch():
+    samples = build_association_samples(records(), min_keypoints=2)
+    ordered = order_samples(samples, "sorted", seed=3)
+    labelled = [int((s["keypoints"][s["owner"], :, 2] > 0).sum()) for s in ordered]
+    assert labelled == [5, 5, 3, 2]
+    assert ordered[0]["box"].tolist() == [0.0, 0.0, 5.0, 5.0]
+    again = order_samples(samples, "sorted", seed=4, epoch=2)
+    assert [id(s) for s in ordered] == [id(s) for s in again]
+
+
+def test_none_shuffles_by_seed_and_epoch():
+    samples = [{"number": i} for i in range(50)]
+
+    def numbers(seed, epoch):
+        return [s["number"] for s in order_samples(samples, "none", seed, epoch)]
+
+    assert sorted(numbers(1, 0)) == list(range(50))
+    assert numbers(1, 0) == numbers(1, 0)
+    assert len({tuple(numbers(s, e)) for s in (1, 2) for e in (0, 1)}) == 4
+
+
+def take(loader, number):
+    return [[s["number"] for s in batch] for batch in itertools.islice(loader, number)]
+
+
+def numbered(count=7):
+    keypoints = torch.full((1, 2, 3), 2.0)
+    return [
+        {"number": i, "keypoints": keypoints, "owner": 0, "box": torch.tensor([0.0, 0, 9 - i, 9])}
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("curriculum", ["sorted", "none"])
+@pytest.mark.parametrize("start", [1, 3, 8])
+def test_stream_resumes_exactly(curriculum, start):
+    whole = take(build_association_loader(numbered(), 3, curriculum, 5), 14)
+    rest = take(build_association_loader(numbered(), 3, curriculum, 5, start), 14 - start)
+    assert rest == whole[start:]
+    assert all(len(batch) == 3 for batch in whole)
+    flat = list(itertools.chain(*whole))
+    for epoch in range(6):  # each epoch shows everybody once, across batch borders
+        assert sorted(flat[epoch * 7 : epoch * 7 + 7]) == list(range(7))
+    if curriculum == "sorted":
+        assert flat[:7] == flat[7:14] == list(range(7))
+
+
+def test_a_batch_larger_than_the_set():
+    assert take(build_association_loader(numbered(2), 5, "sorted", 0), 1) == [[0, 1, 0, 1, 0]]
+
+
+def test_processes_share_each_batch(monkeypatch):
+    whole = take(build_association_loader(numbered(), 4, "none", 2), 5)
+    monkeypatch.setattr(association.comm, "get_world_size", lambda: 2)
+    parts = []
+    for rank in range(2):
+        monkeypatch.setattr(association.comm, "get_rank", lambda rank=rank: rank)
+        parts.append(take(build_association_loader(numbered(), 4, "none", 2), 5))
+    for batch, first, second in zip(whole, *parts):
+        assert len(first) == len(second) == 2
+        assert sorted(first + second) == sorted(batch)
+    with pytest.raises(ValueError, match="does not divide"):
+        build_association_loader(numbered(), 3, "none", 2)
+
+
+def test_nobody_to_train_on_and_unknown_curriculum():
+    with pytest.raises(ValueError, match="MIN_KEYPOINTS"):
+        build_association_loader([], 3, "sorted", 0)
+    with pytest.raises(ValueError, match="CURRICULUM"):
+        order_samples([], "hard", 0)
+
+
+def test_bundled_sample(sample_dir):
+    path = sample_dir / "annotations" / "person_keypoints_train.json"
+    samples = build_association_samples(load_coco_json(str(path), "", "mpn_test_sample"), 3)
+    with open(path) as file:
+        annotations = json.load(file)["annotations"]
+    wanted = [a for a in annotations if a["num_keypoints"] >= 3 and not a["iscrowd"]]
+    assert len(samples) == len(wanted)
+    boxes = sorted((round(x), round(y)) for x, y, _, _ in (s["box"].tolist() for s in samples))
+    assert boxes == sorted((round(a["bbox"][0]), round(a["bbox"][1])) for a in wanted)
+    for sample in samples:
+        x, y, v = sample["keypoints"][sample["owner"]].unbind(-1)
+        assert (v > 0).sum() >= 3 and (x[v > 0] % 1 == 0.5).all() and (y[v > 0] % 1 == 0.5).all()
