@@ -37,3 +37,17 @@ def mpn_data() -> Path:
     if os.environ.get("MPN_REQUIRE_DATA") == "1":
         pytest.fail(message)
     pytest.skip(message)
+
+
+@pytest.fixture()
+def paper_config():
+    """paper_config(file under configs/, options) -> config, without weights to fetch."""
+    from mpn_d2.config import load_config
+
+    def load(name: str, options: list[str] | None = None):
+        return load_config(
+            str(REPO / "configs" / name),
+            ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", *(options or [])],
+        )
+
+    return load
