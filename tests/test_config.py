@@ -1,0 +1,142 @@
+"""Config keys: all read, all documented, mistakes in one line, every yaml loads and steps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from mpn_d2.config import add_mpn_config, load_config
+from mpn_d2.data.association import build_association_samples
+from mpn_d2.data.dataset_mapper import PoseDatasetMapper
+from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
+from mpn_d2.engine.stages import stage_config
+from mpn_d2.engine.trainer import PoseTrainer
+
+REPO = Path(__file__).resolve().parents[1]
+# Base files hold no architecture of their own.
+CONFIGS = sorted(
+    str(p.relative_to(REPO / "configs"))
+    for p in (REPO / "configs").rglob("*.yaml")
+    if not p.name.startswith("Base-")
+)
+
+
+def leaves(node: CfgNode, prefix: str = "") -> list[str]:
+    keys = []
+    for name, value in node.items():
+        keys += leaves(value, f"{prefix}{name}.") if isinstance(value, CfgNode) else [prefix + name]
+    return keys
+
+
+def added_keys() -> list[str]:
+    from detectron2.config import get_cfg
+
+    before = set(leaves(get_cfg()))
+    cfg = get_cfg()
+    add_mpn_config(cfg)
+    return [key for key in leaves(cfg) if key not in before]
+
+
+def test_every_added_key_is_read_somewhere():
+    code = "\n".join(
+        p.read_text() for p in (REPO / "mpn_d2").rglob("*.py") if p.name != "config.py"
+    )
+    keys = added_keys()
+    assert len(keys) > 30
+    for key in keys:
+        if key.startswith("STAGES.") and key != "STAGES.ORDER":
+            continue  # overlays: any key of the config
+        section, name = key.split(".")[-2:]
+        # cfg.MODEL.PRN.NODES, or a section held in a variable: prn.NODES.
+        assert re.search(rf"\.{name}\b", code), f"nobody reads {key}"
+        assert re.search(rf"\.{section}\b", code), f"nobody reads {key}"
+
+
+def test_every_added_key_has_a_comment_above_its_default():
+    lines = (REPO / "mpn_d2" / "config.py").read_text().splitlines()
+    assigned = [
+        i for i, line in enumerate(lines) if re.match(r"    cfg\.[A-Z_.0-9]+ = (?!CN)", line)
+    ]
+    assert len(assigned) == len([k for k in added_keys() if "TRAIN_PARTS" not in k]) + 1
+    for i in assigned:
+        assert lines[i - 1].strip().startswith("#"), lines[i]
+
+
+def test_mistakes_are_one_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing.yaml not found"):
+        load_config("nothing.yaml")
+    with pytest.raises(ValueError, match="no config key MODEL.PRN.NODE; near: MODEL.PRN.NODES"):
+        load_config("", ["MODEL.PRN.NODE", "3"])
+    with pytest.raises(ValueError, match="no value"):
+        load_config("", ["MODEL.PRN.NODES"])
+    with pytest.raises(ValueError, match="MODEL.PRN.NODES many"):
+        load_config("", ["MODEL.PRN.NODES", "many"])
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("VERSION: 2\nMODEL:\n  PRNN: {NODES: 3}\n")
+    with pytest.raises(ValueError, match=r"bad.yaml: no config key MODEL.PRNN"):
+        load_config(str(bad))
+    bad.write_text("VERSION: 2\nMODEL: [unclosed\n")
+    with pytest.raises(ValueError, match=r"bad.yaml"):
+        load_config(str(bad))
+
+
+def test_command_line_wins_over_stage_and_stage_over_base(paper_config):
+    options = ["SOLVER.BASE_LR", "0.5", "STAGES.PERSON.SOLVER.STEPS", "(7,)"]
+    cfg = paper_config("quick/demo.yaml", options)
+    person = stage_config(cfg, "person", options)
+    assert person.SOLVER.BASE_LR == 0.5
+    assert person.SOLVER.STEPS == (7,)
+    assert list(person.MODEL.TRAIN_PARTS) == ["person"]
+    assert person.SOLVER.MAX_ITER == cfg.STAGES.PERSON.SOLVER.MAX_ITER != cfg.SOLVER.MAX_ITER
+    # Keys that the defaults of the stage do not have, however deep.
+    cfg = paper_config("quick/demo.yaml", ["STAGES.ASSEMBLY.TEST.EVAL_PERIOD", "5"])
+    assert stage_config(cfg, "assembly", []).TEST.EVAL_PERIOD == 5
+    cfg = paper_config("quick/demo.yaml", ["STAGES.ASSEMBLY.TEST.NOTHING", "5"])
+    with pytest.raises(ValueError, match="STAGES.ASSEMBLY.*NOTHING"):
+        stage_config(cfg, "assembly", [])
+    with pytest.raises(ValueError, match="unknown stage 'box'.*keypoint, person, assembly"):
+        stage_config(cfg, "box", [])
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_every_config_builds_and_takes_a_step_in_every_stage(config, paper_config):
+    register_pose_datasets()
+    # Real photographs, small; random weights need norms that are not frozen.
+    options = ["DATASETS.TRAIN", "('coco_sample_train',)", "INPUT.MIN_SIZE_TRAIN", "(96,)"]
+    options += ["INPUT.MAX_SIZE_TRAIN", "160", "MODEL.PRN.NODES", "8"]
+    cfg = paper_config(config, options)
+    if cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        options += ["MODEL.RESNETS.NORM", "GN"]
+        cfg = paper_config(config, options)
+    dicts = load_pose_dicts("coco_sample_train", is_train=True)[2:4]
+    for stage in cfg.STAGES.ORDER:
+        staged = stage_config(cfg, stage, options)
+        model = build_model(staged).train()
+        optimizer = PoseTrainer.build_optimizer(staged, model)
+        if stage == "assembly":
+            inputs = build_association_samples(dicts, staged.MODEL.PRN.MIN_KEYPOINTS)
+        else:
+            inputs = [PoseDatasetMapper(staged, is_train=True)(d) for d in dicts]
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        with EventStorage():
+            losses = model(inputs)
+        assert losses and all(torch.isfinite(v) for v in losses.values())
+        sum(losses.values()).backward()
+        optimizer.step()
+        changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+        assert changed, stage
+        assert all(model.get_parameter(n).requires_grad for n in changed)
+
+
+def test_yaml_files_have_no_unknown_text():
+    # A tuple inside a flow mapping would silently become strings.
+    for path in (REPO / "configs").rglob("*.yaml"):
+        for line in path.read_text().splitlines():
+            if "{" in line and not line.strip().startswith("#"):
+                assert "(" not in line, f"{path}: {line}"

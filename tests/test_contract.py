@@ -1,0 +1,122 @@
+"""One contract for every system (design 4.12): what goes in, what comes out, whatever the input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances, Keypoints
+from detectron2.utils.events import EventStorage
+
+from mpn_d2.engine.checkpoint import PoseCheckpointer
+
+# One small config per system; further systems join here.
+SYSTEMS = ["MultiPoseNet/R_18_small.yaml"]
+SMALL = ["MODEL.PRN.NODES", "8", "MODEL.ASSEMBLER.BOX_SCORE_THRESH", "0.0"]
+SMALL += ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.005", "TEST.DETECTIONS_PER_IMAGE", "12"]
+K = 17
+
+
+@pytest.fixture(params=SYSTEMS)
+def model(request, paper_config):
+    return build_model(paper_config(request.param, SMALL))
+
+
+def image_input(height: int, width: int, people: int, crowds: int = 0, labelled: bool = True):
+    cells = (-(-height // 4), -(-width // 4))
+    corner = torch.rand(people, 2) * torch.tensor([width, height]) * 0.5
+    boxes = torch.cat([corner, corner + torch.tensor([width, height]) * 0.4], dim=1)
+    keypoints = torch.rand(people, K, 3)
+    keypoints[:, :, :2] = corner[:, None] + keypoints[:, :, :2] * 0.4 * torch.tensor(
+        [width, height]
+    )
+    keypoints[:, :, 2] = 2.0 if labelled else 0.0
+    instances = Instances((height, width))
+    instances.gt_boxes = Boxes(boxes)
+    instances.gt_classes = torch.zeros(people, dtype=torch.long)
+    instances.gt_keypoints = Keypoints(keypoints)
+    return {
+        "image": torch.randint(0, 255, (3, height, width), dtype=torch.uint8),
+        "height": height * 2,
+        "width": width * 3,
+        "image_id": 1,
+        "instances": instances,
+        "crowd_boxes": torch.tensor([[0.0, 0.0, width / 2, height / 2]])[:crowds],
+        "person_mask": torch.zeros(cells, dtype=torch.uint8),
+        "ignore_mask": torch.zeros(cells, dtype=torch.uint8),
+    }
+
+
+BATCHES = {
+    "people": [image_input(64, 96, 2), image_input(64, 96, 1)],
+    "nobody": [image_input(64, 96, 0), image_input(64, 64, 0)],
+    "nobody in one": [image_input(64, 96, 3), image_input(96, 64, 0)],
+    "nobody labelled": [image_input(64, 96, 2, labelled=False)],
+    "crowd alone": [image_input(64, 96, 0, crowds=1)],
+    "three sizes": [image_input(33, 47, 1), image_input(64, 100, 2), image_input(71, 65, 1, 1)],
+}
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+def test_training_losses_and_gradients_are_finite(model, batch):
+    model.train()
+    with EventStorage():
+        losses = model(BATCHES[batch])
+    assert all(name.startswith("loss_") and name.count("_") >= 2 for name in losses)
+    assert all(v.ndim == 0 and torch.isfinite(v) for v in losses.values())
+    sum(losses.values()).backward()
+    gradients = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(g is None or torch.isfinite(g).all() for g in gradients)
+    assert any(g is not None and g.abs().sum() > 0 for g in gradients)
+
+
+def test_fields_and_frame_of_results(model):
+    model.eval()
+    inputs = BATCHES["three sizes"]
+    for x, result in zip(inputs, model(inputs), strict=True):
+        found = result["instances"]
+        height, width = x["height"], x["width"]
+        assert found.image_size == (height, width)
+        fields = {"pred_boxes", "scores", "pose_scores", "pred_classes", "pred_keypoints"}
+        assert fields <= set(found.get_fields())
+        assert len(found) > 0
+        assert found.pred_keypoints.shape == (len(found), K, 3)
+        boxes = found.pred_boxes.tensor
+        assert (boxes >= 0).all() and (boxes <= torch.tensor([width, height, width, height])).all()
+        assert found.pred_boxes.nonempty().all()
+        assert ((found.pred_keypoints[..., 2] >= 0) & (found.pred_keypoints[..., 2] <= 1)).all()
+        assert ((found.pose_scores >= 0) & (found.pose_scores <= 1)).all()
+        assert (found.pred_classes == 0).all()
+        assert result["sem_seg"].shape == (2, height, width)
+        torch.testing.assert_close(result["sem_seg"].sum(0), torch.ones(height, width))
+
+
+def test_an_image_scores_the_same_alone_and_in_any_batch(model):
+    model.eval()
+    inputs = BATCHES["three sizes"] + BATCHES["people"]
+    together = model(inputs)
+    for x, result in zip(inputs, together, strict=True):
+        alone = model([x])[0]
+        assert len(alone["instances"]) == len(result["instances"])
+        for name, value in alone["instances"].get_fields().items():
+            other = result["instances"].get(name)
+            value, other = getattr(value, "tensor", value), getattr(other, "tensor", other)
+            torch.testing.assert_close(value, other, atol=1e-4, rtol=1e-4, msg=name)
+        torch.testing.assert_close(alone["sem_seg"], result["sem_seg"], atol=1e-4, rtol=0)
+    # The input is left as it was.
+    assert inputs[0]["image"].dtype == torch.uint8
+    assert [r["instances"].image_size for r in model(inputs)] == [
+        r["instances"].image_size for r in together
+    ]
+
+
+def test_save_and_load(model, tmp_path, paper_config):
+    PoseCheckpointer(model, str(tmp_path)).save("model", iteration=3)
+    torch.load(tmp_path / "model.pth", weights_only=True)
+    other = build_model(paper_config(SYSTEMS[0], SMALL))
+    before = other.eval()(BATCHES["people"])[0]["sem_seg"]
+    PoseCheckpointer(other, strict=True).load(str(tmp_path / "model.pth"))
+    a, b = model.eval()(BATCHES["people"])[0], other.eval()(BATCHES["people"])[0]
+    assert torch.equal(a["sem_seg"], b["sem_seg"])
+    assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
+    assert not torch.equal(before, b["sem_seg"])
