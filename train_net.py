@@ -16,7 +16,7 @@ from detectron2.utils import comm
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.engine.cli import run_command
-from mpn_d2.engine.stages import FINAL, evaluate, save_results, stage_names, train
+from mpn_d2.engine.stages import evaluate, save_results, stage_names, train, trained_weights
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,11 +37,8 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"unknown --stage {args.stage}: {', '.join(stage_names(cfg))} or all")
     default_setup(cfg, args)
     if args.eval_only:
-        default = os.path.join(cfg.OUTPUT_DIR, FINAL)
-        weights = default if os.path.isfile(default) else cfg.MODEL.WEIGHTS
-        results = evaluate(
-            cfg, weights=weights if "MODEL.WEIGHTS" not in args.opts else cfg.MODEL.WEIGHTS
-        )
+        weights = cfg.MODEL.WEIGHTS if "MODEL.WEIGHTS" in args.opts else trained_weights(cfg)
+        results = evaluate(cfg, weights=weights)
     else:
         results = train(cfg, args.stage, args.opts, resume=args.resume)
     if comm.is_main_process() and results:

@@ -10,6 +10,7 @@ import difflib
 import os
 
 import torch
+import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
@@ -40,7 +41,7 @@ def load_config(config_file: str, options: list[str] | None = None) -> CN:
             cfg.merge_from_file(config_file)
         except KeyError as error:
             raise ValueError(f"{config_file}: {_explain_key(cfg, error)}") from error
-        except (ValueError, AssertionError, FileNotFoundError) as error:
+        except (ValueError, AssertionError, FileNotFoundError, yaml.YAMLError) as error:
             raise ValueError(f"{config_file}: {error}") from error
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
@@ -211,8 +212,8 @@ def _add_engine_keys(cfg: CN) -> None:
     # Optimiser: adam [paper] | sgd (Detectron2's).
     cfg.SOLVER.OPTIMIZER = "adam"
 
-    # Order of `--stage all`. [paper]
     cfg.STAGES = CN()
+    # Order of `--stage all`. [paper]
     cfg.STAGES.ORDER = ["keypoint", "person", "assembly"]
     # Each stage overlays the config with any keys (STAGES.PERSON.SOLVER.BASE_LR ...).
     for name, parts in (

@@ -67,6 +67,13 @@ def train(cfg: CfgNode, stage: str, options: list[str], *, resume: bool) -> dict
     interrupted one goes on.
     """
     if stage != "all":
+        if stage in list(cfg.STAGES.ORDER)[1:] and "MODEL.WEIGHTS" not in options and not resume:
+            logger.warning(
+                "Stage %s builds on the stages before it: give their weights as MODEL.WEIGHTS "
+                "(now: %r)",
+                stage,
+                cfg.MODEL.WEIGHTS,
+            )
         return _train_stage(stage_config(cfg, stage, options), resume=resume)
     order = list(cfg.STAGES.ORDER)
     weights = None
@@ -104,7 +111,7 @@ def _train_stage(cfg: CfgNode, *, resume: bool, strict: bool = False) -> dict:
         logger.info("Training is finished (%d iterations): evaluating", trainer.max_iter)
         return evaluate(cfg, weights=trainer.checkpointer.get_checkpoint_file())
     trainer.train()
-    return getattr(trainer, "_last_eval_results", {})
+    return trainer.last_results
 
 
 def _is_finished(cfg: CfgNode) -> bool:
@@ -112,8 +119,17 @@ def _is_finished(cfg: CfgNode) -> bool:
     return tag.is_file() and tag.read_text().strip() == FINAL
 
 
+def trained_weights(cfg: CfgNode) -> str:
+    """The weights in OUTPUT_DIR: of the whole chain, else the last checkpoint, else configured."""
+    final = os.path.join(cfg.OUTPUT_DIR, FINAL)
+    if os.path.isfile(final):
+        return final
+    tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
+    return str(tag.parent / tag.read_text().strip()) if tag.is_file() else cfg.MODEL.WEIGHTS
+
+
 def evaluate(cfg: CfgNode, *, weights: str) -> dict:
-    """Evaluates weights on every dataset of DATASETS.TEST: {dataset or task: metrics}.
+    """Evaluates weights on every dataset of DATASETS.TEST: {dataset: {task: metrics}}.
 
     Raises:
         ValueError: no weights, no test dataset, or weights that do not fit the config.

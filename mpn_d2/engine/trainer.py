@@ -11,17 +11,19 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.evaluation import DatasetEvaluator
+from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
+from detectron2.utils import comm
 from torch import nn
 
 from mpn_d2.data.association import build_association_loader, build_association_samples
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts
 from mpn_d2.engine.checkpoint import PoseCheckpointer
-from mpn_d2.evaluation import build_evaluator
+from mpn_d2.evaluation import build_evaluator, drop_missing
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +31,13 @@ OPTIMIZERS = ("adam", "sgd")
 
 
 class PoseTrainer(DefaultTrainer):
-    """Trains the parts in MODEL.TRAIN_PARTS on DATASETS.TRAIN, evaluates on DATASETS.TEST."""
+    """Trains the parts in MODEL.TRAIN_PARTS on DATASETS.TRAIN, evaluates on DATASETS.TEST.
+
+    Attributes:
+        last_results: of the last evaluation, {dataset: {task: {metric: 0 to 100 or None}}}.
+    """
+
+    last_results: dict[str, dict] = {}  # noqa: RUF012  replaced, never changed in place
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -119,12 +127,39 @@ class PoseTrainer(DefaultTrainer):
             cfg, dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         )
 
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict[str, dict]:
+        """Evaluates on every dataset of DATASETS.TEST: {dataset: {task: {metric: value}}}.
+
+        Values are 0 to 100, None where a dataset has no ground truth for a metric (Detectron2's
+        own method cannot print those); processes other than the main one get empty dicts.
+        """
+        results = {}
+        for i, name in enumerate(cfg.DATASETS.TEST):
+            evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
+            loader = cls.build_test_loader(cfg, name)
+            results[name] = inference_on_dataset(model, loader, evaluator) or {}
+            if comm.is_main_process():
+                logger.info("Evaluation results for %s in csv format:", name)
+                print_csv_format(drop_missing(results[name]))
+        return results
+
     def build_hooks(self) -> list[HookBase]:
         # The base class makes its checkpointer just before the hooks, which hold on to it.
         self.checkpointer = PoseCheckpointer(
             self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
-        return super().build_hooks()
+        hooks = super().build_hooks()
+        # Detectron2's hook takes numbers only; the None of missing metrics stays in the results.
+        place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
+        hooks[place] = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        return hooks
+
+    def _evaluate(self) -> dict[str, dict]:
+        self.last_results = self.test(self.cfg, self.model)
+        return {name: drop_missing(tasks) for name, tasks in self.last_results.items()}
 
     def resume_or_load(self, resume: bool = True, strict: bool = False) -> None:
         """Continues from OUTPUT_DIR's last checkpoint if `resume`, else loads MODEL.WEIGHTS.
