@@ -115,13 +115,6 @@ class PoseCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         incompatible = super()._load_model(checkpoint)
         wrong = [f"{k} is {a} in the file, {b} here" for k, a, b in incompatible.incorrect_shapes]
-        parameters = dict(self.model.named_parameters())
-        unset = {*incompatible.missing_keys, *(k for k, _, _ in incompatible.incorrect_shapes)}
-        if parameters and unset.issuperset(parameters):
-            raise ValueError(
-                f"nothing in {self._source} fits the model: the file has "
-                f"{_some(incompatible.unexpected_keys)}, the model {_some(list(parameters))}"
-            )
         if self.strict:
             problems = []
             if incompatible.missing_keys:
@@ -135,6 +128,13 @@ class PoseCheckpointer(DetectionCheckpointer):
                     f"checkpoint {self._source} does not fit this config ({'; '.join(problems)}): "
                     "use the config that it was trained with"
                 )
+        parameters = dict(self.model.named_parameters())
+        unset = {*incompatible.missing_keys, *(k for k, _, _ in incompatible.incorrect_shapes)}
+        if parameters and unset.issuperset(parameters):
+            raise ValueError(
+                f"nothing in {self._source} fits the model: the file has "
+                f"{_some(wrong or incompatible.unexpected_keys)}; the model has {_some(list(parameters))}"
+            )
         return incompatible
 
 

@@ -1,0 +1,125 @@
+"""Checkpoints: whole or not at all, data only, and they name what does not fit."""
+
+from __future__ import annotations
+
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mpn_d2.engine.checkpoint import PoseCheckpointer
+
+
+class Small(nn.Module):
+    def __init__(self, width: int = 3, extra: bool = False):
+        super().__init__()
+        self.first = nn.Linear(2, width)
+        if extra:
+            self.extra = nn.Linear(1, 1)
+
+
+def test_save_is_atomic_and_tagged(tmp_path, monkeypatch):
+    checkpointer = PoseCheckpointer(Small(), str(tmp_path))
+    checkpointer.save("model_0001", iteration=1)
+    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model_0001.pth"]
+    assert checkpointer.get_checkpoint_file().endswith("model_0001.pth")
+
+    def dies_half_way(data, f, **kwargs):
+        f.write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", dies_half_way)
+    with pytest.raises(OSError, match="disk full"):
+        checkpointer.save("model_0002")
+    # The last good one is still the last.
+    assert checkpointer.get_checkpoint_file().endswith("model_0001.pth")
+    assert not (tmp_path / "model_0002.pth").exists()
+
+
+def test_strict_names_keys_and_shapes(tmp_path):
+    PoseCheckpointer(Small(), str(tmp_path)).save("small")
+    path = str(tmp_path / "small.pth")
+    with pytest.raises(ValueError, match=r"missing: extra\.weight, extra\.bias"):
+        PoseCheckpointer(Small(extra=True), strict=True).load(path)
+    PoseCheckpointer(Small(extra=True), str(tmp_path)).save("large")
+    with pytest.raises(ValueError, match=r"unknown: extra\.weight"):
+        PoseCheckpointer(Small(), strict=True).load(str(tmp_path / "large.pth"))
+    # Not strict: what fits is loaded.
+    model = Small(extra=True)
+    PoseCheckpointer(model).load(path)
+    saved = torch.load(path, weights_only=True)["model"]
+    assert torch.equal(model.first.weight, saved["first.weight"])
+    with pytest.raises(ValueError, match=r"first\.weight is \(3, 2\) in the file, \(4, 2\) here"):
+        PoseCheckpointer(Small(4, extra=True), strict=True).load(path)
+
+
+def test_a_file_of_which_nothing_fits_is_an_error(tmp_path):
+    PoseCheckpointer(Small(), str(tmp_path)).save("small")
+    with pytest.raises(ValueError, match=r"nothing in .*first\.weight is \(3, 2\) in the file"):
+        PoseCheckpointer(Small(4)).load(str(tmp_path / "small.pth"))
+    other = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"nothing in .*small\.pth fits.*first\.weight.*0\.weight"):
+        PoseCheckpointer(other).load(str(tmp_path / "small.pth"))
+
+
+def test_missing_broken_and_foreign_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nothing\.pth not found: check MODEL\.WEIGHTS"):
+        PoseCheckpointer(Small()).load(str(tmp_path / "nothing.pth"))
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(b"not a checkpoint")
+    with pytest.raises(ValueError, match=r"broken\.pth is not a checkpoint"):
+        PoseCheckpointer(Small()).load(str(broken))
+    cut = tmp_path / "cut.pth"
+    PoseCheckpointer(Small(), str(tmp_path)).save("whole")
+    cut.write_bytes((tmp_path / "whole.pth").read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"cut\.pth is not a checkpoint"):
+        PoseCheckpointer(Small()).load(str(cut))
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "pth", "pyth"])
+def test_a_malicious_pickle_does_not_run(tmp_path, suffix):
+    target = tmp_path / "executed"
+    path = tmp_path / f"evil.{suffix}"
+    content = {"model": {"first.weight": Evil(str(target))}, "__author__": "x", "model_state": {}}
+    if suffix == "pkl":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match="not a checkpoint that can be read"):
+        PoseCheckpointer(Small()).load(str(path))
+    assert not target.exists()
+
+
+def test_model_zoo_pickles_load(tmp_path):
+    weights = {
+        "first.weight": np.arange(6, dtype=np.float32).reshape(3, 2),
+        "first.bias": np.ones(3, dtype=np.float32),
+    }
+    path = tmp_path / "zoo.pkl"
+    content = {"model": weights, "__author__": "somebody", "matching_heuristics": True}
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    model = nn.ModuleDict({"backbone": Small()})
+    PoseCheckpointer(model).load(str(path))
+    assert model["backbone"].first.weight[2, 1] == 5
+
+
+def test_no_network_says_what_to_do(monkeypatch):
+    checkpointer = PoseCheckpointer(Small())
+
+    def offline(path, *args, **kwargs):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(checkpointer.path_manager, "get_local_path", offline)
+    with pytest.raises(FileNotFoundError, match=r"detectron2://x\.pkl.*MODEL\.WEIGHTS, or train"):
+        checkpointer.load("detectron2://x.pkl")

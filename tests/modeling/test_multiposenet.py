@@ -1,0 +1,166 @@
+"""MultiPoseNet: parts that train and freeze, crowds, normaliser, sources at test time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from mpn_d2.data.dataset_mapper import PoseDatasetMapper
+from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
+from mpn_d2.modeling.meta_arch.multiposenet import PARTS, _mostly_inside
+
+SMALL = ["MODEL.PRN.NODES", "8", "INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MIN_SIZE_TEST", "128"]
+SMALL += ["DATASETS.TRAIN", "('coco_sample_train',)", "MODEL.RESNETS.NORM", "BN"]
+
+
+@pytest.fixture()
+def sample():
+    register_pose_datasets()
+    return load_pose_dicts("coco_sample_train", is_train=True)
+
+
+def build(paper_config, parts, options=()):
+    cfg = paper_config(
+        "MultiPoseNet/R_18_small.yaml", [*SMALL, "MODEL.TRAIN_PARTS", str(list(parts)), *options]
+    )
+    return build_model(cfg), cfg
+
+
+def batch(cfg, dicts, is_train=True):
+    mapper = PoseDatasetMapper(cfg, is_train=is_train)
+    return [mapper(d) for d in dicts]
+
+
+def test_parts_cover_all_parameters_once(paper_config):
+    for shared in ("True", "False"):
+        model, _ = build(paper_config, PARTS, ["MODEL.POSE_FPN.SHARED", shared])
+        found = [
+            id(p)
+            for modules in model.part_modules().values()
+            for module in modules
+            for p in module.parameters()
+        ]
+        assert sorted(found) == sorted(id(p) for p in model.parameters())
+
+
+@pytest.mark.parametrize("part", ["keypoint", "person"])
+@pytest.mark.parametrize("shared", ["True", "False"])
+def test_a_stage_moves_its_own_part_only_norm_statistics_included(
+    paper_config, sample, part, shared
+):
+    model, cfg = build(paper_config, [part], ["MODEL.POSE_FPN.SHARED", shared])
+    model.train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    with EventStorage():
+        losses = model(batch(cfg, sample[:2]))
+    assert {name.split("_")[1] for name in losses} == {part}
+    sum(losses.values()).backward()
+    optimizer.step()
+    own = {id(t) for m in model.part_modules()[part] for t in (*m.parameters(), *m.buffers())}
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved and all(id(named[k]) in own for k in moved)
+    if part == "keypoint":
+        # In stage 1 the norm statistics of the trunk move, and every weight of the part.
+        assert any(k.startswith("backbone.bottom_up") and "running_mean" in k for k in moved)
+        assert "backbone.bottom_up.stem.conv1.weight" in moved
+    else:
+        assert not any(k.startswith("backbone.bottom_up") for k in moved)
+
+
+def test_assembly_stage_needs_no_image(paper_config, sample):
+    from mpn_d2.data.association import build_association_samples
+
+    model, _ = build(paper_config, ["assembly"])
+    model.train()
+    frozen = [m for part in ("keypoint", "person") for m in model.part_modules()[part]]
+    assert not any(m.training for top in frozen for m in top.modules())
+    assert model.assembler.training
+    losses = model(build_association_samples(sample, 3)[:4])
+    sum(losses.values()).backward()
+    assert all(p.grad is None for p in model.backbone.parameters())
+    assert all(p.grad is not None for p in model.assembler.parameters())
+
+
+def test_unknown_part_and_source_are_named(paper_config):
+    with pytest.raises(ValueError, match="TRAIN_PARTS has 'boxes'"):
+        build(paper_config, ["boxes"])
+    with pytest.raises(ValueError, match=r"EVAL\.BOX_SOURCE is 'file'"):
+        build(paper_config, PARTS, ["EVAL.BOX_SOURCE", "file"])
+
+
+def test_anchors_mostly_in_a_crowd_are_ignored():
+    anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 20, 10], [30, 30, 40, 40], [5, 0, 16, 10]])
+    crowds = torch.tensor([[0.0, 0.0, 10.0, 10.0], [12.0, 0.0, 13.0, 10.0]])
+    # 100 %, exactly 50 %, 0 %, 5/11 in the one and 1/11 in the other.
+    assert _mostly_inside(anchors, crowds).tolist() == [True, False, False, False]
+    assert _mostly_inside(anchors, torch.zeros(0, 4)).tolist() == [False] * 4
+
+
+def test_crowds_give_the_detector_no_gradient(paper_config, sample):
+    model, cfg = build(paper_config, ["person"])
+    model.train()
+    (x,) = batch(cfg, sample[:1])
+    x["instances"] = x["instances"][:0]
+    height, width = x["image"].shape[1:]
+    with EventStorage():
+        x["crowd_boxes"] = torch.zeros(0, 4)
+        background = model([x])["loss_person_cls"]
+        x["crowd_boxes"] = torch.tensor([[-2e3, -2e3, width + 2e3, height + 2e3]])
+        ignored = model([x])["loss_person_cls"]
+    assert background > 0 and ignored == 0
+
+
+def test_normaliser_has_no_memory(paper_config, sample):
+    model, cfg = build(paper_config, ["person"])
+    model.train()
+    inputs = batch(cfg, sample[:2])
+    with EventStorage():
+        first, second = model(inputs), model(inputs)
+    for name in first:
+        torch.testing.assert_close(first[name], second[name])
+    assert model._ema_update("loss_normalizer", 7, 100) == 7
+    assert model._ema_update("loss_normalizer", 0, 100) == 1
+
+
+def test_true_keypoints_and_boxes_as_sources(paper_config, sample):
+    options = ["EVAL.KEYPOINT_SOURCE", "gt", "EVAL.BOX_SOURCE", "gt"]
+    options += ["MODEL.ASSEMBLER.EVIDENCE", "identity"]
+    model, cfg = build(paper_config, PARTS, options)
+    model.eval()
+    # Two people standing apart: identity evidence assigns them rightly.
+    record = next(d for d in sample if d["image_id"] == 442450)
+    (x,) = batch(cfg, [record], is_train=False)
+    found = model([x])[0]["instances"]
+    people = record["annotations"]
+    assert len(found) == len(people) == 2
+    for i, person in enumerate(people):
+        box = torch.tensor(person["bbox"])
+        want = torch.cat([box[:2], box[:2] + box[2:]])
+        torch.testing.assert_close(found.pred_boxes.tensor[i], want, atol=0.6, rtol=0)
+        keypoints = torch.tensor(person["keypoints"]).view(-1, 3)
+        labelled = keypoints[:, 2] > 0
+        assert (found.pred_keypoints[i, labelled, 2] == 1).float().mean() > 0.7
+        assigned = labelled & (found.pred_keypoints[i, :, 2] == 1)
+        # The image's own pixels: COCO's index plus a half (detectron2's loader adds it).
+        torch.testing.assert_close(
+            found.pred_keypoints[i, assigned, :2], keypoints[assigned, :2], atol=0.01, rtol=0
+        )
+
+
+def test_boxes_below_the_threshold_keep_an_empty_pose(paper_config, sample):
+    options = ["EVAL.KEYPOINT_SOURCE", "gt", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]
+    options += ["MODEL.ASSEMBLER.BOX_SCORE_THRESH", "0.99", "TEST.DETECTIONS_PER_IMAGE", "7"]
+    model, cfg = build(paper_config, PARTS, options)
+    found = model.eval()(batch(cfg, sample[:1], is_train=False))[0]["instances"]
+    assert len(found) > 0
+    assert found.pred_keypoints.abs().max() == 0 and found.pose_scores.max() == 0
+
+
+def test_input_of_another_mapper_is_named(paper_config):
+    model, _ = build(paper_config, PARTS)
+    with pytest.raises(ValueError, match="no 'instances'.*PoseDatasetMapper"):
+        model.train()([{"image": torch.zeros(3, 64, 64)}])

@@ -1,0 +1,96 @@
+"""train_net.py as a user calls it: mistakes end in one line and a non-zero exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+def train_net(*arguments: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "train_net.py", *arguments],
+        cwd=REPO,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+DEMO = ("--config-file", "configs/quick/demo.yaml")
+MISTAKES = {
+    "config missing": (("--config-file", "configs/none.yaml"), "configs/none.yaml not found"),
+    "unknown key": ((*DEMO, "MODEL.NOTHING", "1"), "no config key MODEL.NOTHING"),
+    "unknown stage": ((*DEMO, "--stage", "boxes"), "unknown --stage boxes: keypoint, person"),
+    "unknown dataset": (
+        (*DEMO, "DATASETS.TRAIN", "('coco_sample_trian',)"),
+        "'coco_sample_trian' is not registered; did you mean coco_sample_train",
+    ),
+    "dataset not there": (
+        (*DEMO, "DATASETS.TRAIN", "('keypoints_coco_2017_train',)"),
+        "person_keypoints_train2017.json not found; DETECTRON2_DATASETS=",
+    ),
+    "weights not there": (
+        (*DEMO, "MODEL.WEIGHTS", "/nowhere/model.pth"),
+        "weights /nowhere/model.pth not found: check MODEL.WEIGHTS",
+    ),
+    "nothing to evaluate": ((*DEMO, "--eval-only"), "nothing to evaluate: give MODEL.WEIGHTS"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_end_in_one_line(mistake, tmp_path):
+    arguments, message = MISTAKES[mistake]
+    done = train_net(
+        *arguments, "OUTPUT_DIR", str(tmp_path / "out"), DETECTRON2_DATASETS=str(tmp_path)
+    )
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and message in lines[0]
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path).glob("out/*.pth"))
+
+
+def test_package_without_detectron2_says_how_to_get_it(tmp_path):
+    # A finder that hides detectron2, as on a machine that lacks it.
+    code = (
+        "import importlib.util as u\n"
+        "real = u.find_spec\n"
+        "u.find_spec = lambda n, *a: None if n == 'detectron2' else real(n, *a)\n"
+        "import mpn_d2\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "python tools/install_detectron2.py" in done.stderr.splitlines()[-1]
+
+
+def test_builtin_coco_names_train_and_evaluate(mpn_data, tmp_path):
+    options = ["SOLVER.MAX_ITER", "1", "MODEL.WEIGHTS", "", "MODEL.PRN.NODES", "4"]
+    options += ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"]
+    options += ["SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0"]
+    options += ["OUTPUT_DIR", str(tmp_path / "out")]
+    done = train_net(
+        "--config-file",
+        "configs/MultiPoseNet/R_18_small.yaml",
+        *options,
+        DETECTRON2_DATASETS=str(mpn_data),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "keypoints on keypoints_coco_2017_val" in done.stdout
+    first = (tmp_path / "out/results.json").read_text()
+    again = train_net(
+        "--config-file",
+        "configs/MultiPoseNet/R_18_small.yaml",
+        "--eval-only",
+        *options[:2],
+        *options[4:],
+        DETECTRON2_DATASETS=str(mpn_data),
+    )
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert (tmp_path / "out/results.json").read_text() == first
