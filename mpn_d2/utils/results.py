@@ -1,0 +1,78 @@
+"""Files of measured figures (design section 6): what was run, on what, and what came out."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def flat_metrics(results: dict, prefix: str = "") -> dict[str, float | None]:
+    """Nested metrics as one dict with names like `unseen/keypoints/AP`."""
+    flat: dict[str, float | None] = {}
+    for name, value in results.items():
+        if isinstance(value, dict):
+            flat.update(flat_metrics(value, f"{prefix}{name}/"))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def write_results(
+    path: str | os.PathLike,
+    metrics: dict[str, float | None],
+    *,
+    seconds: float,
+    seed: int,
+    **extra: Any,
+) -> None:
+    """Writes a results file, whole or not at all.
+
+    Args:
+        path: of the JSON file.
+        metrics: flat names to numbers; AP, AR and IoU run from 0 to 100, None is "not defined".
+        seconds: that the measured work took.
+        seed: that it started from.
+        extra: further top-level entries.
+    """
+    content = {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+        "seconds": round(seconds, 1),
+        "seed": seed,
+        "metrics": metrics,
+        **extra,
+    }
+    partial = Path(f"{path}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    # NaN is no JSON: an error here is better than a file that others cannot read.
+    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def _commit() -> str:
+    """Short id of the checked-out commit, "+" added if files differ from it; "" outside git."""
+    folder = Path(__file__).resolve().parent
+    try:
+        head = _git(folder, "rev-parse", "--short", "HEAD")
+        changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head + ("+" if changed else "")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
