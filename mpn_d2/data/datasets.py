@@ -32,7 +32,7 @@ _SAMPLE_DIR = Path(__file__).resolve().parents[2] / "datasets" / "coco_sample"
 
 
 def register_pose_datasets(root: str | os.PathLike | None = None) -> None:
-    """Registers the bundled photographs as `coco_sample_train` and `coco_sample_val`.
+    """Registers the bundled photographs: `coco_sample_train`, `_val`, and two of train, `_two`.
 
     May be called again; the sample is then registered anew where `root` differs.
 
@@ -41,11 +41,11 @@ def register_pose_datasets(root: str | os.PathLike | None = None) -> None:
             repository.
     """
     root = _SAMPLE_DIR if root is None else Path(root)
-    for split in ("train", "val"):
+    for split, folder in (("train", "train"), ("val", "val"), ("two", "train")):
         _register_coco_json(
             f"coco_sample_{split}",
             json_file=str(root / "annotations" / f"person_keypoints_{split}.json"),
-            image_root=str(root / split),
+            image_root=str(root / folder),
             skeleton=get_skeleton("coco"),
         )
 
