@@ -1,0 +1,88 @@
+"""A trained model on images that are already in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+
+from mpn_d2.engine.checkpoint import PoseCheckpointer
+
+
+class ImagePredictor:
+    """Builds the model of a config, loads its weights, and predicts batches of images.
+
+    Images are resized as at test time (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST) and results come back
+    in pixels of the images as given.
+    """
+
+    def __init__(self, cfg: CfgNode, weights: str) -> None:
+        """
+        Args:
+            cfg: of any system of mpn_d2; left as it is.
+            weights: file or address of a checkpoint, which must fit the config whole.
+
+        Raises:
+            FileNotFoundError: no such weights.
+            ValueError: no weights named, weights that do not fit, a config that wants
+                annotations or another image format than RGB or BGR.
+        """
+        if not weights:
+            raise ValueError(
+                "no weights to predict with: give a trained checkpoint as MODEL.WEIGHTS "
+                "(MODEL.WEIGHTS output/model_final.pth)"
+            )
+        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; choose RGB or BGR")
+        for key in ("KEYPOINT_SOURCE", "BOX_SOURCE"):
+            if cfg.EVAL[key] != "pred":
+                raise ValueError(
+                    f"EVAL.{key} is {cfg.EVAL[key]!r}, but these images have no annotations: "
+                    "set it to pred"
+                )
+        self.min_size = cfg.INPUT.MIN_SIZE_TEST
+        self.max_size = cfg.INPUT.MAX_SIZE_TEST
+        self.image_format = cfg.INPUT.FORMAT
+        self.model = build_model(cfg.clone())
+        self.model.eval()
+        PoseCheckpointer(self.model, strict=True).load(weights)
+
+    @torch.no_grad()
+    def __call__(self, images: Sequence[np.ndarray]) -> list[dict]:
+        """Predicts the people in each image; an image's result does not depend on the others.
+
+        Args:
+            images: uint8 RGB arrays (H, W, 3) of any sizes, at least 1 x 1.
+
+        Returns:
+            Per image what the model returns, on its device: {"instances": Instances, "sem_seg":
+            (2, H, W)} in the frame of that image.
+
+        Raises:
+            ValueError: an array of another type or shape.
+        """
+        inputs = [self._prepare(image) for image in images]
+        return self.model(inputs) if inputs else []
+
+    def _prepare(self, image: np.ndarray) -> dict:
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+            raise ValueError(
+                f"cannot predict on {image.dtype} {image.shape}: uint8 (H, W, 3) RGB is needed"
+            )
+        height, width = image.shape[:2]
+        if self.image_format == "BGR":
+            image = image[:, :, ::-1]
+        if self.min_size > 0:
+            size = T.ResizeShortestEdge.get_output_shape(
+                height, width, self.min_size, self.max_size
+            )
+            # A very long, thin image would be rounded to no pixels.
+            new_height, new_width = (max(side, 1) for side in size)
+            resize = T.ResizeTransform(height, width, new_height, new_width)
+            image = resize.apply_image(image)
+        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": height, "width": width}
