@@ -290,10 +290,10 @@ def test_find_images(tmp_path: Path):
 
 
 def test_same_names_do_not_overwrite_one_another():
-    files = ["a/1.jpg", "b/1.jpg", "c/1.PNG", "c/1_2.jpg", "D/X.jpg", "d/x.jpg"]
+    files = ["a/1.jpg", "b/1.jpg", "c/1.PNG", "c/1_2.jpg", "d/x.jpg", "D/X.jpg"]
     targets = demo.name_outputs(files, "out")
     assert [targets[f] for f in files] == [
-        *("out/1.png", "out/1_2.png", "out/1_3.png", "out/1_2_2.png", "out/X.png", "out/x_2.png")
+        *("out/1.png", "out/1_2.png", "out/1_3.png", "out/1_2_2.png", "out/x.png", "out/X_2.png")
     ]
     ids = demo.name_ids(["a/0012.jpg", "b/0012.jpg", "a/x.jpg", "b/x.jpg", "²3.jpg"])
     assert list(ids.values()) == [12, "b/0012.jpg", "x.jpg", "b/x.jpg", "²3.jpg"]
