@@ -139,6 +139,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.LOSS = CN()
     # Ignore region also masks the person mask channel. [paper: True]
     cfg.MODEL.LOSS.MASK_SEG = True
+    # Weight of the person mask channel, a heatmap channel's being 1. [paper: 1]
+    cfg.MODEL.LOSS.MASK_WEIGHT = 1.0
 
     cfg.MODEL.PEAKS = CN()
     # Heatmap values up to this are no candidates. [LM: 0.1]

@@ -111,6 +111,9 @@ def test_targets():
     assert targets.loss_mask.sum() == 2 * (K + 1) * 80 - (K + 1)
     unmasked = head(mask_seg=False).make_targets([people[:1]], [person], [ignore], (8, 10))
     assert unmasked.loss_mask[0, K].min() == 1 and unmasked.loss_mask[0, 0].min() == 0
+    light = head(mask_weight=0.25).make_targets([people[:1]], [person], [ignore], (8, 10))
+    assert light.loss_mask[0, K].unique().tolist() == [0, 0.25]
+    assert light.loss_mask[0, :K].unique().tolist() == [0, 1]
 
 
 def test_losses_equal_the_formula_and_respect_the_ignore_region():

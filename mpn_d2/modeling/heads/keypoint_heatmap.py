@@ -30,7 +30,7 @@ class HeatmapTargets:
     Attributes:
         maps: (N, K + 1, H, W) Gaussians, then the person mask, in [0, 1].
         loss_mask: (N, K + 1, H, W) W of the paper: 0 in the ignore region, 1 elsewhere and on
-            the padding.
+            the padding; the mask channel is scaled by its weight.
     """
 
     maps: torch.Tensor
@@ -59,6 +59,7 @@ class KeypointSubnet(nn.Module):
         intermediate_weight: float = 1.0,
         final_weight: float = 1.0,
         mask_seg: bool = True,
+        mask_weight: float = 1.0,
         sigma: float = 7.0,
         cut: float = 0.01,
         merge: str = "max",
@@ -73,6 +74,7 @@ class KeypointSubnet(nn.Module):
             d_dim, d_relu, smooth_dim, upsample, norm: layer sizes, see MODEL.KP_SUBNET.
             intermediate_weight, final_weight: loss weights; 0 intermediate drops its layers.
             mask_seg: the ignore region also masks the person mask channel.
+            mask_weight: weight of the person mask channel, a heatmap channel's being 1.
             sigma, cut, merge: Gaussian targets, see MODEL.TARGET.
             peak_thresh, max_per_type: peaks, see MODEL.PEAKS.
         """
@@ -88,6 +90,7 @@ class KeypointSubnet(nn.Module):
         self.intermediate_weight = intermediate_weight
         self.final_weight = final_weight
         self.mask_seg = mask_seg
+        self.mask_weight = mask_weight
         self.sigma, self.cut, self.merge = sigma, cut, merge
         self.peak_thresh, self.max_per_type = peak_thresh, max_per_type
 
@@ -142,6 +145,7 @@ class KeypointSubnet(nn.Module):
             "intermediate_weight": subnet.INTERMEDIATE_WEIGHT,
             "final_weight": subnet.FINAL_WEIGHT,
             "mask_seg": cfg.MODEL.LOSS.MASK_SEG,
+            "mask_weight": cfg.MODEL.LOSS.MASK_WEIGHT,
             "sigma": cfg.MODEL.TARGET.SIGMA,
             "cut": cfg.MODEL.TARGET.CUT,
             "merge": cfg.MODEL.TARGET.MERGE,
@@ -187,9 +191,11 @@ class KeypointSubnet(nn.Module):
         )
         person = _pad_and_stack(person_masks, size).to(heatmaps)
         keep = 1 - _pad_and_stack(ignore_masks, size).to(heatmaps)
-        loss_mask = keep.expand(-1, self.num_keypoints + 1, -1, -1)
-        if not self.mask_seg:
-            loss_mask = torch.cat([loss_mask[:, :-1], torch.ones_like(keep)], dim=1)
+        keep_mask_channel = keep if self.mask_seg else torch.ones_like(keep)
+        loss_mask = torch.cat(
+            [keep.expand(-1, self.num_keypoints, -1, -1), self.mask_weight * keep_mask_channel],
+            dim=1,
+        )
         return HeatmapTargets(maps=torch.cat([heatmaps, person], dim=1), loss_mask=loss_mask)
 
     def losses(self, outputs: HeatmapOutputs, targets: HeatmapTargets) -> dict[str, torch.Tensor]:
