@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
-from PIL import Image
 from tqdm import tqdm
 
 from mpn_d2.config import load_config
@@ -27,7 +26,7 @@ from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.predictor import ImagePredictor
 from mpn_d2.evaluation.pose_evaluator import export_instances, write_json
 from mpn_d2.structures.skeleton import get_skeleton
-from mpn_d2.utils.visualize import draw_people
+from mpn_d2.utils.visualize import draw_people, write_png
 
 # What a folder is searched for; files that are named themselves may end as they like.
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -216,13 +215,6 @@ def people_rows(people: Instances, image_id: int | str, file_name: str) -> list[
             row.update(keypoints=pose["keypoints"], pose_score=pose["score"])
         rows.append({**row, "file_name": file_name})
     return rows
-
-
-def write_png(path: str, image_rgb: np.ndarray) -> None:
-    """Writes a picture through a temporary file, so that a reader never sees half of it."""
-    temporary = f"{path}.tmp{os.getpid()}"
-    Image.fromarray(image_rgb).save(temporary, format="PNG")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

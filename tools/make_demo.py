@@ -33,7 +33,7 @@ from mpn_d2.engine.predictor import ImagePredictor
 from mpn_d2.engine.stages import FINAL, evaluate, train
 from mpn_d2.structures.skeleton import get_skeleton
 from mpn_d2.utils.results import flat_metrics, write_results
-from mpn_d2.utils.visualize import draw_people
+from mpn_d2.utils.visualize import draw_people, write_png
 
 REPO = Path(__file__).resolve().parents[1]
 SPLITS = {
@@ -128,9 +128,9 @@ def draw(cfg: CfgNode, weights: str, output: Path) -> None:
                 result["sem_seg"],
                 score_threshold=cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
             )
-            _write(folder / f"{Path(record['file_name']).stem}.png", picture)
+            write_png(folder / f"{Path(record['file_name']).stem}.png", picture)
             pictures.append(picture)
-        _write(output / f"{split}.png", contact_sheet(pictures))
+        write_png(output / f"{split}.png", contact_sheet(pictures))
 
 
 def contact_sheet(pictures: list[np.ndarray], columns: int = 3, height: int = 300) -> np.ndarray:
@@ -148,13 +148,6 @@ def contact_sheet(pictures: list[np.ndarray], columns: int = 3, height: int = 30
         for row in rows
     ]
     return np.concatenate(rows)
-
-
-def _write(path: Path, picture: np.ndarray) -> None:
-    partial = path.with_name(f".partial-{path.name}")
-    if not cv2.imwrite(str(partial), picture[:, :, ::-1]):
-        raise OSError(f"could not write {path}")
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -133,7 +133,8 @@ class PoseCheckpointer(DetectionCheckpointer):
         if parameters and unset.issuperset(parameters):
             raise ValueError(
                 f"nothing in {self._source} fits the model: the file has "
-                f"{_some(wrong or incompatible.unexpected_keys)}; the model has {_some(list(parameters))}"
+                f"{_some(wrong or incompatible.unexpected_keys)}; "
+                f"the model has {_some(list(parameters))}"
             )
         return incompatible
 

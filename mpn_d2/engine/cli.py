@@ -21,5 +21,5 @@ def run_command(main: Callable[[], None]) -> None:
         print(f"error: {line} (MPN_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 from detectron2.data.catalog import Metadata
 from detectron2.structures import Instances
 from detectron2.utils.colormap import colormap
 from detectron2.utils.visualizer import Visualizer
+from PIL import Image
 
 from mpn_d2.structures.skeleton import Skeleton
 
@@ -115,3 +118,10 @@ def _overlay(
         assigned_colors=[colors[i % len(colors)] for i in range(len(boxes))],
     )
     return canvas.output.get_image()
+
+
+def write_png(path: str | os.PathLike, image_rgb: np.ndarray) -> None:
+    """Writes a picture through a temporary file, so that a reader never sees half of it."""
+    temporary = f"{path}.tmp{os.getpid()}"
+    Image.fromarray(image_rgb).save(temporary, format="PNG")
+    os.replace(temporary, path)
