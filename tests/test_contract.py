@@ -54,6 +54,8 @@ BATCHES = {
     "nobody labelled": [image_input(64, 96, 2, labelled=False)],
     "crowd alone": [image_input(64, 96, 0, crowds=1)],
     "three sizes": [image_input(33, 47, 1), image_input(64, 100, 2), image_input(71, 65, 1, 1)],
+    # One padded size for both, with different padding inside.
+    "same group": [image_input(50, 70, 2), image_input(64, 96, 1)],
 }
 
 
@@ -93,7 +95,7 @@ def test_fields_and_frame_of_results(model):
 
 def test_an_image_scores_the_same_alone_and_in_any_batch(model):
     model.eval()
-    inputs = BATCHES["three sizes"] + BATCHES["people"]
+    inputs = BATCHES["three sizes"] + BATCHES["people"] + BATCHES["same group"]
     together = model(inputs)
     for x, result in zip(inputs, together, strict=True):
         alone = model([x])[0]
@@ -101,7 +103,8 @@ def test_an_image_scores_the_same_alone_and_in_any_batch(model):
         for name, value in alone["instances"].get_fields().items():
             other = result["instances"].get(name)
             value, other = getattr(value, "tensor", value), getattr(other, "tensor", other)
-            torch.testing.assert_close(value, other, atol=1e-4, rtol=1e-4, msg=name)
+            pixels = 10.0 if "boxes" in name or "keypoints" in name else 1.0
+            torch.testing.assert_close(value, other, atol=1e-4 * pixels, rtol=1e-4, msg=name)
         torch.testing.assert_close(alone["sem_seg"], result["sem_seg"], atol=1e-4, rtol=0)
     # The input is left as it was.
     assert inputs[0]["image"].dtype == torch.uint8

@@ -99,15 +99,16 @@ def decode_heatmaps(
 
     The position inside the cell comes from a parabola through the logarithms of the peak and its
     two neighbours, per axis: exact for a Gaussian of any width (the reference resizes a 5 x 5
-    patch cubically instead, spec section 10). On the outermost cells it is the cell's centre.
+    patch cubically instead, spec section 10). On the outermost cells the three cells next to the
+    border serve.
 
     Args:
         maps: (N, K, H, W) heatmaps, not modified.
         stride: cell side, network-input pixels.
         thresh: a peak's value must exceed it.
         max_per_type: most peaks per image and type, the highest first.
-        image_sizes: per image (height, width) in pixels; peaks in cells whose centre lies in the
-            padding outside are left out.
+        image_sizes: per image (height, width) in pixels; peaks in cells that lie wholly in the
+            padding outside are left out, points are clipped to the image.
 
     Returns:
         Per image its candidates, ordered by type, then by descending score; points in
@@ -126,6 +127,9 @@ def decode_heatmaps(
     offset_x = _log_parabola_offset(maps, image, types, rows, columns, axis=1)
     offset_y = _log_parabola_offset(maps, image, types, rows, columns, axis=0)
     points = torch.stack([columns + 0.5 + offset_x, rows + 0.5 + offset_y], dim=1) * stride
+    if image_sizes is not None:
+        limits = torch.tensor([tuple(s)[::-1] for s in image_sizes], device=maps.device)
+        points = torch.minimum(points, limits[image].to(points))
     scores = values[image, types, rank].clamp(max=1)
     return [
         Candidates(points[image == n], types[image == n], scores[image == n])
@@ -144,10 +148,10 @@ def _is_local_maximum(maps: torch.Tensor) -> torch.Tensor:
 def _cells_inside(
     image_sizes: list[tuple[int, int]], size: tuple[int, int], stride: int, device: torch.device
 ) -> torch.Tensor:
-    """(N, H, W) bool: the cell's centre lies inside the image."""
+    """(N, H, W) bool: part of the cell lies inside the image."""
     limits = torch.tensor([tuple(s) for s in image_sizes], device=device)
-    rows = (torch.arange(size[0], device=device) + 0.5) * stride
-    columns = (torch.arange(size[1], device=device) + 0.5) * stride
+    rows = torch.arange(size[0], device=device) * stride
+    columns = torch.arange(size[1], device=device) * stride
     return (rows < limits[:, :1])[:, :, None] & (columns < limits[:, 1:])[:, None, :]
 
 
@@ -162,14 +166,16 @@ def _log_parabola_offset(
     """Offset (J,) in [-0.5, 0.5] cells of the peak along an axis (0 rows, 1 columns)."""
     index = rows if axis == 0 else columns
     last = maps.shape[2 + axis] - 1
+    if last < 2:
+        return torch.zeros_like(index, dtype=maps.dtype)
+    middle = index.clamp(1, last - 1)
 
     def log_value(shift: int) -> torch.Tensor:
-        moved = (index + shift).clamp(0, last)
-        at = (moved, columns) if axis == 0 else (rows, moved)
+        at = (middle + shift, columns) if axis == 0 else (rows, middle + shift)
         # Linear outputs may be negative next to a peak.
         return maps[image, types, at[0], at[1]].clamp(min=1e-6).log()
 
     before, centre, after = log_value(-1), log_value(0), log_value(1)
     curvature = (before - 2 * centre + after).clamp(max=-1e-6)
-    offset = (0.5 * (before - after) / curvature).clamp(-0.5, 0.5)
-    return torch.where((index > 0) & (index < last), offset, torch.zeros_like(offset))
+    offset = 0.5 * (before - after) / curvature + (middle - index)
+    return offset.clamp(-0.5, 0.5)

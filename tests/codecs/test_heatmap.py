@@ -58,11 +58,11 @@ def test_encode_rejects_wrong_input():
 
 @pytest.mark.parametrize(("stride", "sigma"), [(4, 7.0), (4, 5.0), (8, 12.0)])
 def test_round_trip_on_clean_maps(stride, sigma):
-    # One joint per map, anywhere but on the outermost cells.
+    # One joint per map, anywhere, the outermost cells included.
     size = (23, 31)
-    inner = torch.tensor([size[1] - 3.0, size[0] - 3.0]) * stride
-    points = torch.rand(200, 1, 2) * inner + 1.5 * stride
+    points = torch.rand(200, 1, 2) * torch.tensor([size[1], size[0]]) * stride
     points[0, 0] = torch.tensor([4.0 * stride, 5.0 * stride])  # between four equal cells
+    points[1, 0] = torch.tensor([0.1, size[0] * stride - 0.2])  # in a corner
     keypoints = [torch.cat([p, torch.full((1, 1), 2.0)], dim=1)[None] for p in points]
     maps = encode_heatmaps(keypoints, 1, size, stride, sigma)
     decoded = decode_heatmaps(maps, stride, 0.1, 5)
@@ -114,10 +114,13 @@ def test_decode_limits_and_padding():
     maps[0, 0] *= 0.5
     few = decode_heatmaps(maps, 4, 0.1, 2)
     assert [len(c) for c in few] == [2, 2]
-    # The second image ends at x = 40, y = 40: two of the peaks lie in its padding.
-    inside = decode_heatmaps(maps, 4, 0.1, 9, image_sizes=[(64, 64), (40, 40)])
-    assert [len(c) for c in inside] == [3, 1]
-    torch.testing.assert_close(inside[1].points, torch.tensor([[10.0, 10.0]]), atol=0.05, rtol=0)
+    # The second image ends at x = 49, y = 40: (30, 42) lies in its padding, (50, 18) in a cell
+    # that is partly inside, so it moves to the border.
+    inside = decode_heatmaps(maps, 4, 0.1, 9, image_sizes=[(64, 64), (40, 49)])
+    assert [len(c) for c in inside] == [3, 2]
+    want = {(10.0, 10.0), (49.0, 18.0)}
+    got = {tuple(round(v, 1) for v in point) for point in inside[1].points.tolist()}
+    assert got == want
     assert [len(c) for c in decode_heatmaps(torch.zeros(2, 3, 5, 5), 4, 0.1, 9)] == [0, 0]
 
 

@@ -9,7 +9,11 @@ from detectron2.utils.events import EventStorage
 
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
-from mpn_d2.modeling.meta_arch.multiposenet import PARTS, _mostly_inside
+from mpn_d2.modeling.meta_arch.multiposenet import (
+    PARTS,
+    _association_samples,
+    _mostly_inside,
+)
 
 SMALL = ["MODEL.PRN.NODES", "8", "INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MIN_SIZE_TEST", "128"]
 SMALL += ["DATASETS.TRAIN", "('coco_sample_train',)", "MODEL.RESNETS.NORM", "BN"]
@@ -122,8 +126,84 @@ def test_normaliser_has_no_memory(paper_config, sample):
         first, second = model(inputs), model(inputs)
     for name in first:
         torch.testing.assert_close(first[name], second[name])
-    assert model._ema_update("loss_normalizer", 7, 100) == 7
-    assert model._ema_update("loss_normalizer", 0, 100) == 1
+    assert model._mean_over_processes(7) == 7
+    assert model._mean_over_processes(0) == 1
+
+
+def test_person_losses_are_means_over_positive_anchors(paper_config, sample):
+    # Twice the same image: twice the sums, twice the positives, the same loss.
+    model, cfg = build(paper_config, ["person"])
+    model.train()
+    inputs = batch(cfg, sample[:1])
+    with EventStorage():
+        once, twice = model(inputs), model(inputs * 2)
+    for name in once:
+        torch.testing.assert_close(once[name], twice[name], rtol=1e-4, atol=1e-5)
+
+
+def test_association_samples_of_images_follow_min_keypoints():
+    from detectron2.structures import Boxes, Instances, Keypoints
+
+    instances = Instances((50, 50))
+    instances.gt_boxes = Boxes(torch.tensor([[0.0, 0, 9, 9], [5, 5, 20, 20]]))
+    keypoints = torch.zeros(2, 17, 3)
+    keypoints[0, :2, 2] = 2
+    keypoints[1, :3, 2] = 1
+    instances.gt_keypoints = Keypoints(keypoints)
+    (found,) = _association_samples([instances], 3)
+    assert found["owner"] == 1 and found["box"].tolist() == [5, 5, 20, 20]
+    assert torch.equal(found["keypoints"], keypoints)
+    assert len(_association_samples([instances], 2)) == 2
+
+
+@pytest.mark.parametrize("size", [(480, 480), (333, 491)])
+def test_shapes_of_the_paper(paper_config, size):
+    """Spec section 1 on ResNet-50, at 480 x 480 and at an odd size."""
+    cfg = paper_config("MultiPoseNet/R_50.yaml", ["MODEL.PRN.NODES", "4"])
+    model = build_model(cfg).eval()
+    image = torch.randint(0, 255, (3, *size), dtype=torch.uint8)
+    with torch.no_grad():
+        images = model.preprocess_image([{"image": image}])
+        features = model.backbone(images.tensor)
+        maps = model.keypoint_head.layers(features).maps
+        logits, deltas = model.head([features[name] for name in model.head_in_features])
+    padded = tuple(-(-side // 32) * 32 for side in size)
+    assert tuple(images.tensor.shape[-2:]) == padded
+    for name, feature in features.items():
+        stride = 2 ** int(name[1:])
+        assert feature.shape == (1, 256, *(-(-side // stride) for side in padded)), name
+    assert maps.shape == (1, 18, padded[0] // 4, padded[1] // 4)
+    assert [x.shape[1] for x in logits] == [9] * 5 and [x.shape[1] for x in deltas] == [36] * 5
+    result = model([{"image": image, "height": size[0], "width": size[1]}])[0]
+    assert result["sem_seg"].shape == (2, *size)
+
+
+def test_detector_parameter_counts_of_the_paper(paper_config):
+    head = build_model(paper_config("MultiPoseNet/R_50.yaml", ["MODEL.PRN.NODES", "4"])).head
+
+    def count(*modules):
+        return sum(p.numel() for m in modules for p in m.parameters())
+
+    assert count(head.cls_subnet, head.cls_score) == 2_381_065
+    assert count(head.bbox_subnet, head.bbox_pred) == 2_443_300
+
+
+def test_predicted_boxes_enter_the_assembly_inside_the_image(paper_config, sample, monkeypatch):
+    options = ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "TEST.DETECTIONS_PER_IMAGE", "20"]
+    model, cfg = build(paper_config, PARTS, options)
+    seen = []
+    real = model.assembler.inference
+
+    def inference(candidates, boxes, *args):
+        seen.extend(boxes)
+        return real(candidates, boxes, *args)
+
+    monkeypatch.setattr(model.assembler, "inference", inference)
+    (x,) = batch(cfg, sample[:1], is_train=False)
+    model.eval()([x])
+    height, width = x["image"].shape[1:]
+    assert len(seen[0]) == 20
+    assert (seen[0] >= 0).all() and (seen[0] <= torch.tensor([width, height] * 2)).all()
 
 
 def test_true_keypoints_and_boxes_as_sources(paper_config, sample):

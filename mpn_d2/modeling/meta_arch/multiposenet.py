@@ -43,7 +43,7 @@ class MultiPoseNet(RetinaNet):
         keypoint_head: nn.Module,
         assembler: nn.Module,
         train_parts: list[str],
-        box_score_thresh: float = 0.5,
+        min_keypoints: int = 3,
         keypoint_source: str = "pred",
         box_source: str = "pred",
         gt_box_filter: bool = False,
@@ -54,7 +54,7 @@ class MultiPoseNet(RetinaNet):
             keypoint_head: predicts heatmaps and person mask (KEYPOINT_HEATMAP_HEAD_REGISTRY).
             assembler: gives keypoints to boxes (POSE_ASSEMBLER_REGISTRY).
             train_parts: of "keypoint", "person", "assembly".
-            box_score_thresh: boxes below it claim no keypoints.
+            min_keypoints: people with fewer labelled keypoints do not train the assembly.
             keypoint_source, box_source: "pred", or "gt" to assemble annotated keypoints or in
                 annotated boxes at test time (the input then carries "instances").
             gt_box_filter: of annotated boxes take only people with labelled keypoints.
@@ -72,7 +72,7 @@ class MultiPoseNet(RetinaNet):
         self.keypoint_head = keypoint_head
         self.assembler = assembler
         self.train_parts = tuple(train_parts)
-        self.box_score_thresh = box_score_thresh
+        self.min_keypoints = min_keypoints
         self.keypoint_source = keypoint_source
         self.box_source = box_source
         self.gt_box_filter = gt_box_filter
@@ -88,7 +88,7 @@ class MultiPoseNet(RetinaNet):
             "keypoint_head": build_keypoint_heatmap_head(cfg, args["backbone"].output_shape()),
             "assembler": build_pose_assembler(cfg),
             "train_parts": cfg.MODEL.TRAIN_PARTS,
-            "box_score_thresh": cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
+            "min_keypoints": cfg.MODEL.PRN.MIN_KEYPOINTS,
             "keypoint_source": cfg.EVAL.KEYPOINT_SOURCE,
             "box_source": cfg.EVAL.BOX_SOURCE,
             "gt_box_filter": cfg.EVAL.GT_BOX_FILTER,
@@ -151,7 +151,9 @@ class MultiPoseNet(RetinaNet):
             crowds = [x["crowd_boxes"].to(self.device) for x in batched_inputs]
             losses.update(self._person_losses(pyramid, gt_instances, crowds))
         if "assembly" in self.train_parts:
-            losses.update(self.assembler.losses(_association_samples(gt_instances)))
+            losses.update(
+                self.assembler.losses(_association_samples(gt_instances, self.min_keypoints))
+            )
         return losses
 
     def _keypoint_losses(
@@ -185,22 +187,31 @@ class MultiPoseNet(RetinaNet):
         for labels, crowds in zip(gt_labels, crowd_boxes, strict=True):
             labels[(labels == self.num_classes) & _mostly_inside(all_anchors, crowds)] = -1
         losses = self.losses(anchors, logits, gt_labels, deltas, matched_boxes)
+        positives = sum(int(((x >= 0) & (x != self.num_classes)).sum()) for x in gt_labels)
+        normalizer = self._mean_over_processes(positives)
         return {
-            "loss_person_cls": losses["loss_cls"],
-            "loss_person_box": losses["loss_box_reg"],
+            "loss_person_cls": losses["loss_cls"] / normalizer,
+            "loss_person_box": losses["loss_box_reg"] / normalizer,
         }
 
-    def _ema_update(self, name: str, value: float, initial_value: float, momentum: float = 0.9):
-        """The loss normaliser: positives over all processes per process, at least 1.
+    def _ema_update(
+        self, name: str, value: float, initial_value: float, momentum: float = 0.9
+    ) -> float:
+        """What the inherited losses divide by: nothing, see `_mean_over_processes`.
 
-        Detectron2 keeps a local running mean here, which no checkpoint holds, so that a resumed
-        or a distributed run would differ (design 7.8).
+        Detectron2 keeps a local running mean of the positives here, which no checkpoint holds,
+        so that a resumed or a distributed run would differ (design 7.8).
         """
+        return 1.0
+
+    def _mean_over_processes(self, positives: int) -> float:
+        """Positive anchors over all processes per process, at least 1: the loss normaliser."""
+        mean = float(positives)
         if comm.get_world_size() > 1:
-            total = torch.tensor(float(value), device=self.device)
+            total = torch.tensor(mean, device=self.device)
             torch.distributed.all_reduce(total)
-            value = total.item() / comm.get_world_size()
-        return max(value, 1.0)
+            mean = total.item() / comm.get_world_size()
+        return max(mean, 1.0)
 
     # --------------------------------------------------------------- inference
 
@@ -253,28 +264,28 @@ class MultiPoseNet(RetinaNet):
                 )
             return people
         pyramid = [features[name] for name in self.head_in_features]
-        return self.forward_inference(images, pyramid, self.head(pyramid))
+        people = self.forward_inference(images, pyramid, self.head(pyramid))
+        for x in people:
+            # The assembly learned on boxes inside the image; Detectron2 clips only at the end.
+            x.pred_boxes.clip(x.image_size)
+        return people
 
     def _assemble(
         self, people: list[Instances], candidates: list[Candidates], maps: HeatmapOutputs
     ) -> None:
         """Adds pred_keypoints (P, K, 3) and pose_scores (P,) to the boxes of each image.
 
-        Boxes below the score threshold claim nothing and keep an empty pose.
+        Boxes below MODEL.ASSEMBLER.BOX_SCORE_THRESH claim nothing and keep an empty pose.
         """
-        claims = [x.scores >= self.box_score_thresh for x in people]
         poses = self.assembler.inference(
             candidates,
-            [x.pred_boxes.tensor[claim] for x, claim in zip(people, claims, strict=True)],
-            [x.scores[claim] for x, claim in zip(people, claims, strict=True)],
+            [x.pred_boxes.tensor for x in people],
+            [x.scores for x in people],
             maps,
         )
-        for x, claim, pose in zip(people, claims, poses, strict=True):
-            shape = (len(x), self.keypoint_head.num_keypoints, 3)
-            x.pred_keypoints = pose.keypoints.new_zeros(shape)
-            x.pred_keypoints[claim] = pose.keypoints
-            x.pose_scores = pose.scores.new_zeros(len(x))
-            x.pose_scores[claim] = pose.scores
+        for x, pose in zip(people, poses, strict=True):
+            x.pred_keypoints = pose.keypoints
+            x.pose_scores = pose.scores
 
 
 def _require_training_fields(batched_inputs: list[dict]) -> None:
@@ -300,12 +311,13 @@ def _mostly_inside(boxes: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     return (common > 0.5 * area[:, None]).any(dim=1)
 
 
-def _association_samples(gt_instances: list[Instances]) -> list[dict]:
-    """Assembly samples (mpn_d2.data.association) of the people in a batch of images."""
+def _association_samples(gt_instances: list[Instances], min_keypoints: int) -> list[dict]:
+    """Assembly samples, as mpn_d2.data.association makes them, of the people in a batch."""
     samples = []
     for instances in gt_instances:
         keypoints = instances.gt_keypoints.tensor.float()
-        for owner in torch.nonzero((keypoints[:, :, 2] > 0).any(dim=1))[:, 0].tolist():
+        labelled = (keypoints[:, :, 2] > 0).sum(dim=1)
+        for owner in torch.nonzero(labelled >= min_keypoints)[:, 0].tolist():
             box = instances.gt_boxes.tensor[owner]
             samples.append({"keypoints": keypoints, "owner": owner, "box": box})
     return samples
