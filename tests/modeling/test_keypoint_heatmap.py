@@ -111,6 +111,14 @@ def test_targets():
     assert targets.loss_mask.sum() == 2 * (K + 1) * 80 - (K + 1)
     unmasked = head(mask_seg=False).make_targets([people[:1]], [person], [ignore], (8, 10))
     assert unmasked.loss_mask[0, K].min() == 1 and unmasked.loss_mask[0, 0].min() == 0
+    # 2: a person with keypoints and no mask.
+    ignore[1, 1] = 2
+    for mask_seg, kept in ((True, [0, 0]), (False, [1, 0])):
+        subnet = head(mask_seg=mask_seg)
+        loss_mask = subnet.make_targets([people[:1]], [person], [ignore], (8, 10)).loss_mask[0]
+        assert (loss_mask[:K, 1, 1] == 1).all() and (loss_mask[:K, 5, 5] == 0).all()
+        assert loss_mask[K, [5, 1], [5, 1]].tolist() == kept
+    ignore[1, 1] = 0
     light = head(mask_weight=0.25).make_targets([people[:1]], [person], [ignore], (8, 10))
     assert light.loss_mask[0, K].unique().tolist() == [0, 0.25]
     assert light.loss_mask[0, :K].unique().tolist() == [0, 1]

@@ -182,20 +182,20 @@ class KeypointSubnet(nn.Module):
 
         Args:
             gt_keypoints: per image (P, K, 3) x, y, v; network-input pixels.
-            person_masks, ignore_masks: per image (h, w) uint8 at the head's stride, at most
-                `size`; the padding is background and not ignored (spec section 6).
+            person_masks: per image (h, w) uint8 at the head's stride, at most `size`; the
+                padding is background (spec section 6).
+            ignore_masks: the same size; 1 where nothing is known, 2 where keypoints are but no
+                mask is (only the mask channel is ignored there), 0 elsewhere and on the padding.
             size: (H, W) of the batch's maps.
         """
         heatmaps = encode_heatmaps(
             gt_keypoints, self.num_keypoints, size, self.stride, self.sigma, self.cut, self.merge
         )
         person = _pad_and_stack(person_masks, size).to(heatmaps)
-        keep = 1 - _pad_and_stack(ignore_masks, size).to(heatmaps)
-        keep_mask_channel = keep if self.mask_seg else torch.ones_like(keep)
-        loss_mask = torch.cat(
-            [keep.expand(-1, self.num_keypoints, -1, -1), self.mask_weight * keep_mask_channel],
-            dim=1,
-        )
+        ignore = _pad_and_stack(ignore_masks, size)
+        keep = (ignore != 1).to(heatmaps).expand(-1, self.num_keypoints, -1, -1)
+        keep_mask = ((ignore == 0) if self.mask_seg else (ignore != 2)).to(heatmaps)
+        loss_mask = torch.cat([keep, self.mask_weight * keep_mask], dim=1)
         return HeatmapTargets(maps=torch.cat([heatmaps, person], dim=1), loss_mask=loss_mask)
 
     def losses(self, outputs: HeatmapOutputs, targets: HeatmapTargets) -> dict[str, torch.Tensor]:
