@@ -11,7 +11,9 @@ ARGS ?=
 
 PY = $(VENV)/bin/python
 
-# One thread a process: oversubscribed threads make small inferences many times slower.
+# One thread a process: oversubscribed threads make small inferences many times slower. The demo
+# trains one process alone, on all cores.
+DEMO_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 ifneq ($(wildcard ../shared/data/.),)
@@ -53,7 +55,7 @@ setup:
 	"$$python" tools/setup_environment.py "$(VENV)" --detectron2 "$(DETECTRON2)"
 
 demo: setup
-	$(RUN) tools/make_demo.py --output output/demo
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(RUN) tools/make_demo.py --output output/demo
 
 test: setup
 	$(RUN) -m pytest -q -rs $(ARGS)
