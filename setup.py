@@ -1,7 +1,9 @@
 """Builds `mpn_d2`: the package alone, its configs inside it, no top-level `tools`.
 
-Ranges below are those the tests ran with (exact versions: constraints.txt). Detectron2 is not
-listed: it is not on the package index under its own name; tools/install_detectron2.py gets it.
+The tests ran with one set of versions alone: torch 2.15.0, torchvision 0.29.2, numpy 2.4.6 on
+Python 3.11 (all of them: constraints.txt). The lower bounds below, and other Pythons, were not run.
+Detectron2 is not listed: it is not on the package index under its own name;
+tools/install_detectron2.py gets it.
 """
 
 from __future__ import annotations

@@ -15,15 +15,20 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset
 
+from mpn_d2.data.datasets import has_keypoints
+
 CURRICULA = ("sorted", "none")
 
 
-def build_association_samples(dataset_dicts: list[dict], min_keypoints: int) -> list[dict]:
+def build_association_samples(
+    dataset_dicts: list[dict], min_keypoints: int, num_keypoints: int | None = None
+) -> list[dict]:
     """Samples of all people who are no crowd and have enough labelled keypoints.
 
     Args:
         dataset_dicts: Detectron2's dataset dicts (keypoints already in continuous pixels).
         min_keypoints: fewest labelled keypoints (v > 0) of a sample's person.
+        num_keypoints: K of the skeleton; None takes that of the first person.
 
     Returns:
         Samples in the order of the annotations. People with fewer keypoints, and crowds with
@@ -31,20 +36,21 @@ def build_association_samples(dataset_dicts: list[dict], min_keypoints: int) -> 
         image share their "keypoints" tensor.
 
     Raises:
-        ValueError: keypoint lists of unequal length, with the image named.
+        ValueError: keypoints that are not K, with the image named.
     """
     samples = []
-    length = 0
+    length = 3 * (num_keypoints or 0)
     for record in dataset_dicts:
-        people = [a for a in record.get("annotations", ()) if any(a.get("keypoints", ())[2::3])]
+        people = [a for a in record.get("annotations", ()) if has_keypoints(a)]
         if not people:
             continue
         length = length or len(people[0]["keypoints"])
         for person in people:
             if len(person["keypoints"]) != length or length % 3:
                 raise ValueError(
-                    f"image {record['image_id']}: a person has {len(person['keypoints'])} "
-                    f"keypoint numbers, expected {length} (x, y, v of each keypoint)"
+                    f"image {record['image_id']}: a person has {len(person['keypoints']) / 3:g} "
+                    f"keypoints, expected {length / 3:g}: correct the annotations, or set "
+                    "MODEL.SKELETON to the dataset's"
                 )
         flat = torch.tensor([person["keypoints"] for person in people], dtype=torch.float32)
         keypoints = flat.view(len(people), -1, 3)
@@ -133,8 +139,8 @@ def build_association_loader(
     world = comm.get_world_size()
     if not samples:
         raise ValueError(
-            "no person to train assembly on: the training sets have no annotated person with "
-            "enough labelled keypoints (MODEL.PRN.MIN_KEYPOINTS)"
+            "no person to train the assembly on: nobody in DATASETS.TRAIN has as many labelled "
+            "keypoints as MODEL.PRN.MIN_KEYPOINTS asks for; lower it or name other datasets"
         )
     if batch_size < 1 or batch_size % world:
         raise ValueError(

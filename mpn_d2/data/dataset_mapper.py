@@ -21,6 +21,8 @@ from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 
 # Pixels a side of the cells of `person_mask` and `ignore_mask` (spec 1: heatmaps at stride 4).
 MASK_STRIDE = 4
+# Values of `ignore_mask`, see PoseDatasetMapper.
+IGNORED, IGNORED_FOR_MASK = 1, 2
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
@@ -45,9 +47,17 @@ class PoseDatasetMapper:
       unlabelled or outside the image) and `crowd_boxes` (M, 4) x1, y1, x2, y2, clipped;
     - while training: `person_mask` and `ignore_mask`, uint8
       (ceil(H / MASK_STRIDE), ceil(W / MASK_STRIDE)). The first is the union of everybody's masks,
-      crowds included. The second covers crowds and people without labelled keypoints by their
-      mask, or box where there is none, minus the masks of people with labelled keypoints
-      (spec 6). A cell is 1 where at least half of its pixels inside the image are.
+      crowds included. The second says what no loss may look at:
+
+      - 1, neither heatmaps nor person mask: crowds and people without labelled keypoints, by
+        their mask, or box where there is none, minus the masks of people with labelled keypoints
+        (spec 6);
+      - 2, the person mask alone: the rest of the boxes of people with labelled keypoints but no
+        mask. Their joints are known, which of the pixels are theirs is not;
+      - 0: all else.
+
+      A cell is in a region where at least half of its pixels inside the image are (for the
+      person mask, of 1 and 2 together).
 
     Raises (on call):
         FileNotFoundError: the image file is missing.
@@ -178,17 +188,21 @@ def _render_masks(
     transforms: T.TransformList,
     size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Person and ignore region in cells; `boxes` (N, 4) are the moved ones of `annotations`."""
-    labelled = [a for a in annotations if not _is_crowd(a) and has_keypoints(a)]
-    others = [a for a in annotations if _is_crowd(a) or not has_keypoints(a)]
-    only_box = [not has_mask(a) and (_is_crowd(a) or not has_keypoints(a)) for a in annotations]
+    """`person_mask` and `ignore_mask` in cells; `boxes` (N, 4) are moved like `annotations`."""
+    known = np.array([not _is_crowd(a) and has_keypoints(a) for a in annotations], dtype=bool)
+    no_mask = np.array([not has_mask(a) for a in annotations], dtype=bool)
+    labelled = [a for a, is_known in zip(annotations, known, strict=True) if is_known]
+    others = [a for a, is_known in zip(annotations, known, strict=True) if not is_known]
 
     labelled_mask = union_mask(labelled, image_size, transforms, size)
     others_mask = union_mask(others, image_size, transforms, size)
     person = labelled_mask | others_mask
-    ignore = others_mask | box_mask(boxes[np.array(only_box, dtype=bool)], size)
-    ignore &= 1 - labelled_mask
-    return reduce_to_cells(person, MASK_STRIDE), reduce_to_cells(ignore, MASK_STRIDE)
+    for_all = (others_mask | box_mask(boxes[no_mask & ~known], size)) & (1 - labelled_mask)
+    for_mask = for_all | (box_mask(boxes[no_mask & known], size) & (1 - labelled_mask))
+    # for_mask holds for_all: the sum is 0, 1 (for the mask alone) or 2 (for all).
+    count = reduce_to_cells(for_all, MASK_STRIDE) + reduce_to_cells(for_mask, MASK_STRIDE)
+    ignore = np.array([0, IGNORED_FOR_MASK, IGNORED], dtype=np.uint8)[count]
+    return reduce_to_cells(person, MASK_STRIDE), ignore
 
 
 def _is_crowd(annotation: dict) -> bool:

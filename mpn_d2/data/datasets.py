@@ -7,7 +7,6 @@ holds them from DETECTRON2_DATASETS when it is imported.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +24,10 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.structures import BoxMode
 
-from mpn_d2.data.person_masks import valid_polygons
+from mpn_d2.data.coco_file import CocoSummary, check_coco_file, person_class
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 
+_SAMPLE_PREFIX = "coco_sample_"
 _SAMPLE_DIR = Path(__file__).resolve().parents[2] / "datasets" / "coco_sample"
 
 
@@ -43,7 +43,7 @@ def register_pose_datasets(root: str | os.PathLike | None = None) -> None:
     root = _SAMPLE_DIR if root is None else Path(root)
     for split, folder in (("train", "train"), ("val", "val"), ("two", "train")):
         _register_coco_json(
-            f"coco_sample_{split}",
+            f"{_SAMPLE_PREFIX}{split}",
             json_file=str(root / "annotations" / f"person_keypoints_{split}.json"),
             image_root=str(root / folder),
             skeleton=get_skeleton("coco"),
@@ -57,7 +57,11 @@ def load_pose_dicts(
     min_keypoints_per_image: int = 0,
     keep_empty: bool = False,
 ) -> list[dict]:
-    """Loads registered datasets in Detectron2's format, one dict an image.
+    """Loads the people of registered datasets in Detectron2's format, one dict an image.
+
+    People are the annotations of the category called person, or of the only one; they get
+    `category_id` 0, and annotations of other categories are left out. Without keypoints (none or
+    null in the file) they have no `keypoints`.
 
     People that Detectron2's COCO loader drops (all polygons under three points) are put back,
     with box and keypoints, without `segmentation`: the ignore region and the detector must see
@@ -70,7 +74,8 @@ def load_pose_dicts(
         keep_empty: keep images without any non-crowd person.
 
     Raises:
-        ValueError: an unknown name, an unreadable or empty file, no image or keypoint to train on.
+        ValueError: an unknown name, an unreadable, empty or faulty file (see `check_coco_file`),
+            no category that must be the person's, no image or keypoint to train on.
         FileNotFoundError: the annotation file or image folder of a dataset is missing.
     """
     names = [names] if isinstance(names, str) else list(names)
@@ -80,9 +85,9 @@ def load_pose_dicts(
     for name in names:
         check_dataset(name)
         dicts += _load_one(name)
-    for key in ("thing_classes", "keypoint_names"):
-        if all(hasattr(MetadataCatalog.get(name), key) for name in names):
-            check_metadata_consistency(key, names)
+    # Not thing_classes: whatever else the files hold, people alone were loaded.
+    if all(hasattr(MetadataCatalog.get(name), "keypoint_names") for name in names):
+        check_metadata_consistency("keypoint_names", names)
     if not is_train:
         return dicts
 
@@ -120,6 +125,11 @@ def check_dataset(name: str) -> None:
         ("annotation file", json_file, json_file is None or os.path.isfile(json_file)),
         ("image folder", image_root, image_root is None or os.path.isdir(image_root)),
     ):
+        if not found and name.startswith(_SAMPLE_PREFIX):
+            raise FileNotFoundError(
+                f"dataset {name!r}: {what} {path} not found; run from the repository, or call "
+                "register_pose_datasets(root)"
+            )
         if not found:
             root = os.environ.get("DETECTRON2_DATASETS", "")
             raise FileNotFoundError(
@@ -152,43 +162,56 @@ def _register_coco_json(name: str, json_file: str, image_root: str, skeleton: Sk
 
 
 def _load_one(name: str) -> list[dict]:
-    json_file = MetadataCatalog.get(name).get("json_file")
-    if json_file is None:
-        return get_detection_dataset_dicts(name, filter_empty=False)
+    metadata = MetadataCatalog.get(name)
+    json_file, summary = metadata.get("json_file"), None
+    if json_file is not None:
+        keypoint_names = metadata.get("keypoint_names")
+        summary = check_coco_file(json_file, len(keypoint_names) if keypoint_names else None)
     try:
-        content = json.loads(Path(json_file).read_text())
-    except ValueError as error:
-        raise ValueError(f"dataset {name!r}: {json_file} is not JSON: {error}") from error
-    if not isinstance(content, dict) or not content.get("images"):
-        raise ValueError(f"dataset {name!r}: {json_file} lists no images (COCO format wanted)")
-    dicts = get_detection_dataset_dicts(name, filter_empty=False)
-    _put_back_dropped(dicts, content, name)
+        dicts = get_detection_dataset_dicts(name, filter_empty=False)
+    except AssertionError as error:  # of Detectron2's: metadata that differ, "ignore", no image
+        raise ValueError(f"dataset {name!r}: {' '.join(str(error).split())}") from error
+    person = _class_of_people(name, summary)
+    dicts = [_with_people_alone(record, person) for record in dicts]
+    if summary is not None:
+        _put_back_dropped(dicts, summary)
     return dicts
 
 
-def _put_back_dropped(dicts: list[dict], content: dict, name: str) -> None:
+def _class_of_people(name: str, summary: CocoSummary | None) -> int:
+    """`category_id` of people in the dicts of a loaded dataset."""
+    metadata = MetadataCatalog.get(name)
+    to_class = metadata.get("thing_dataset_id_to_contiguous_id")
+    if summary is not None and to_class:
+        return to_class[summary.person_id]
+    classes = metadata.get("thing_classes")
+    return person_class(classes, f"dataset {name!r}") if classes else 0
+
+
+def _with_people_alone(record: dict, person: int) -> dict:
+    # Copies: a dataset function may hand out the same dicts each time.
+    people = [
+        {**a, "category_id": 0} for a in record.get("annotations", []) if a["category_id"] == person
+    ]
+    for annotation in people:
+        keypoints = annotation.get("keypoints")
+        if keypoints is None or len(keypoints) == 0:
+            annotation.pop("keypoints", None)
+    return {**record, "annotations": people}
+
+
+def _put_back_dropped(dicts: list[dict], summary: CocoSummary) -> None:
     """Adds to `dicts`, in place, the people that the COCO loader left out."""
-    category_ids = MetadataCatalog.get(name).get("thing_dataset_id_to_contiguous_id", {})
-    annotations: dict[object, list[dict]] = {}
-    for annotation in content.get("annotations", []):
-        annotations.setdefault(annotation["image_id"], []).append(annotation)
     for record in dicts:
-        of_image = annotations.get(record["image_id"], [])
-        if len(of_image) == len(record["annotations"]):
+        image_id = record["image_id"]
+        if len(record["annotations"]) == summary.people_per_image.get(image_id, 0):
             continue
-        for annotation in of_image:
-            segmentation = annotation.get("segmentation")
-            if not isinstance(segmentation, list) or not segmentation:
-                continue
-            if valid_polygons(segmentation):
-                continue
+        for annotation in summary.dropped.get(image_id, ()):
             person = {
                 "iscrowd": annotation.get("iscrowd", 0),
-                "bbox": annotation["bbox"],
+                "bbox": list(annotation["bbox"]),
                 "bbox_mode": BoxMode.XYWH_ABS,
-                "category_id": category_ids.get(
-                    annotation["category_id"], annotation["category_id"]
-                ),
+                "category_id": 0,
             }
             if annotation.get("keypoints"):
                 # Integers are read here: pixel index to continuous (design 4.1).

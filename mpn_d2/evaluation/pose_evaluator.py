@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
@@ -19,6 +20,9 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mpn_d2.data.coco_file import check_coco_file, people_only, person_class
+
+PERSON_CLASS = 0  # of the model
 RESULT_FILES = {"bbox": "coco_instances_results.json", "keypoints": "keypoints_results.json"}
 
 
@@ -26,8 +30,10 @@ class PoseEvaluator(COCOEvaluator):
     """Detectron2's COCOEvaluator for models that score a box and its pose separately.
 
     Every instance counts as a box, rated by `scores`; those with at least one keypoint count as
-    poses too, rated by `pose_scores` (by `scores` where that field is missing). The official
-    pycocotools metrics alone are used. What the model returned is left as it was (Detectron2's
+    poses too, rated by `pose_scores` (by `scores` where that field is missing). People alone are
+    scored: class 0 of the model against the dataset's category of people (see
+    `mpn_d2.data.coco_file`), whatever other categories it has. The official pycocotools metrics
+    alone are used. What the model returned is left as it was (Detectron2's
     exporter shifts keypoints in place).
 
     `evaluate()` returns {"bbox": {...}, "keypoints": {...}} with Detectron2's metric names, 0 to
@@ -57,11 +63,21 @@ class PoseEvaluator(COCOEvaluator):
             distributed: gather the predictions of all processes.
 
         Raises:
-            ValueError: an unknown task, or annotated keypoints that are not K.
+            ValueError: an unknown task, annotated keypoints that are not K, people without `area`,
+                or a faulty annotation file (see `check_coco_file`).
+            FileNotFoundError: the annotation file is missing.
         """
         unknown = sorted(set(tasks) - set(RESULT_FILES))
         if unknown:
             raise ValueError(f"EVAL.TASKS: {unknown[0]!r} is none of {sorted(RESULT_FILES)}")
+        json_file = MetadataCatalog.get(dataset_name).get("json_file")
+        if json_file is not None:  # else the base class writes one, from the dataset's dicts
+            summary = check_coco_file(json_file)
+            if summary.without_area:
+                raise ValueError(
+                    f"{summary.without_area} has no 'area', which COCO's metrics need: add the "
+                    "person's area in square pixels (0.53 of its box is a fair guess)"
+                )
         super().__init__(
             dataset_name,
             tuple(tasks),
@@ -73,6 +89,7 @@ class PoseEvaluator(COCOEvaluator):
         )
         self._dataset_name = dataset_name
         self._sigmas = np.array(sigmas, dtype=np.float64)
+        self._coco_api, self._person_id = truth_of_people(self._coco_api.dataset, dataset_name)
         self._complete_annotations()
         self.reset()
 
@@ -101,12 +118,12 @@ class PoseEvaluator(COCOEvaluator):
                 return {}
 
         self._results = OrderedDict()
-        to_dataset = self._category_ids()
         for task in self._tasks:
             results = [
-                {**r, "category_id": to_dataset[r["category_id"]]}
+                {**r, "category_id": self._person_id}
                 for of_image in predictions
                 for r in of_image[task]
+                if r["category_id"] == PERSON_CLASS
             ]
             if self._output_dir:
                 write_json(os.path.join(self._output_dir, RESULT_FILES[task]), results)
@@ -129,19 +146,13 @@ class PoseEvaluator(COCOEvaluator):
             scorer.evaluate()
             scorer.accumulate()
         scorer.summarize()
-        derived = self._derive_coco_results(scorer, task, self._metadata.get("thing_classes"))
+        derived = self._derive_coco_results(scorer, task)
         return {name: value if math.isfinite(value) else None for name, value in derived.items()}
 
-    def _category_ids(self) -> dict[int, int]:
-        """Class of the model to category id of the dataset."""
-        # Built-in names learn their ids when the dataset is loaded: until then in the same order.
-        ids = self._metadata.get("thing_dataset_id_to_contiguous_id") or {
-            category: i for i, category in enumerate(sorted(self._coco_api.getCatIds()))
-        }
-        return {contiguous: category for category, contiguous in ids.items()}
-
     def _complete_annotations(self) -> None:
-        """Gives annotations without keypoints the zeros that pycocotools wants, in memory."""
+        """Fills in what pycocotools wants to find, in memory: no crowd, keypoints all zero."""
+        for annotation in self._coco_api.anns.values():
+            annotation.setdefault("iscrowd", 0)
         if "keypoints" not in self._tasks:
             return
         length = 3 * len(self._sigmas)
@@ -154,6 +165,18 @@ class PoseEvaluator(COCOEvaluator):
                 )
             annotation["keypoints"] = keypoints
             annotation.setdefault("num_keypoints", sum(v > 0 for v in keypoints[2::3]))
+
+
+def truth_of_people(content: dict, dataset_name: str) -> tuple[COCO, int]:
+    """The annotated people of COCO `content`, which is left as it was, and their category id."""
+    names = [category["name"] for category in content["categories"]]
+    place = person_class(names, f"dataset {dataset_name!r}")
+    person_id = content["categories"][place]["id"]
+    truth = COCO()
+    truth.dataset = people_only(content, person_id)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth.createIndex()
+    return truth, person_id
 
 
 def export_instances(instances: Instances, image_id: int) -> tuple[list[dict], list[dict]]:

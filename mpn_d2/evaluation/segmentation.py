@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import json
 import os
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
-from pycocotools.coco import COCO
 
+from mpn_d2.data.coco_file import check_coco_file
 from mpn_d2.data.person_masks import box_mask, has_mask, union_mask
-from mpn_d2.evaluation.pose_evaluator import write_json
+from mpn_d2.evaluation.pose_evaluator import truth_of_people, write_json
 
 CLASS_NAMES = ("background", "person")
 IGNORED = 255
@@ -25,7 +25,8 @@ IGNORED = 255
 class PersonSegEvaluator(SemSegEvaluator):
     """Detectron2's SemSegEvaluator for `sem_seg` (2, H, W) = scores of (background, person).
 
-    Ground truth is drawn from the dataset's annotations: masks of people, with or without
+    Ground truth is drawn from the annotations of the dataset's people (other categories are
+    background, see `mpn_d2.data.coco_file`): masks of people, with or without
     keypoints, are person; crowds, and boxes of people without a mask, are ignored where no
     person's mask covers them. The dataset's metadata is neither asked for classes nor changed.
 
@@ -44,10 +45,16 @@ class PersonSegEvaluator(SemSegEvaluator):
             dataset_name: registered, in COCO format.
             output_dir: where predicted masks are written; None writes none.
             distributed: gather the counts of all processes.
+
+        Raises:
+            FileNotFoundError: the annotation file is missing.
+            ValueError: it is faulty (see `check_coco_file`).
         """
         # Not super().__init__: it wants mask files and class names in the dataset's metadata.
-        with contextlib.redirect_stdout(io.StringIO()):
-            self._coco_api = COCO(MetadataCatalog.get(dataset_name).json_file)
+        json_file = MetadataCatalog.get(dataset_name).json_file
+        check_coco_file(json_file)
+        content = json.loads(Path(json_file).read_text(encoding="utf-8"))
+        self._coco_api, _ = truth_of_people(content, dataset_name)
         self._dataset_name = dataset_name
         self._distributed = distributed
         self._output_dir = output_dir

@@ -52,6 +52,19 @@ def test_unequal_keypoint_lists_name_the_image():
         build_association_samples(broken, 1)
 
 
+def test_other_number_of_keypoints_than_the_skeletons():
+    dicts = records()
+    assert len(build_association_samples(dicts, 3, num_keypoints=5)) == 3
+    with pytest.raises(ValueError, match=r"image 7: .* 5 keypoints, expected 14.*MODEL\.SKELETON"):
+        build_association_samples(dicts, 3, num_keypoints=14)
+
+
+def test_people_without_keypoints_are_no_samples():
+    nobody = [person(3, keypoints=None), person(3, keypoints=[]), person(3)]
+    (sample,) = build_association_samples([{"image_id": 1, "annotations": nobody}], 1)
+    assert sample["keypoints"].shape == (1, 5, 3)
+
+
 def test_sorted_puts_many_keypoints_and_large_boxes_first_in_every_epoch():
     samples = build_association_samples(records(), min_keypoints=2)
     ordered = order_samples(samples, "sorted", seed=3)
@@ -118,7 +131,7 @@ def test_processes_share_each_batch(monkeypatch):
 
 
 def test_nobody_to_train_on_and_unknown_curriculum():
-    with pytest.raises(ValueError, match="MIN_KEYPOINTS"):
+    with pytest.raises(ValueError, match=r"DATASETS\.TRAIN.*MODEL\.PRN\.MIN_KEYPOINTS"):
         build_association_loader([], 3, "sorted", 0)
     with pytest.raises(ValueError, match="CURRICULUM"):
         order_samples([], "hard", 0)

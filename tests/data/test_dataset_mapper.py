@@ -239,10 +239,10 @@ def test_ignore_region_cases(tmp_path: Path) -> None:
     without_mask = {
         k: v for k, v in _square(20, 12, 28, 20, joints=0).items() if k != "segmentation"
     }
-    annotated_without_mask = {k: v for k, v in _square(20, 0, 28, 8).items() if k != "segmentation"}
 
     def cells(*annotations: dict) -> tuple[set, set]:
         out = _mapper()(_drawn(tmp_path, *annotations))
+        assert not (out["ignore_mask"] == 2).any()
         return _cells(out["person_mask"]), _cells(out["ignore_mask"])
 
     assert cells() == (set(), set())
@@ -256,12 +256,53 @@ def test_ignore_region_cases(tmp_path: Path) -> None:
     )
     # Without a mask the box is ignored; the person mask shows masks alone.
     assert cells(without_mask) == (set(), _block(3, 5, 5, 7))
-    assert cells(annotated_without_mask) == (set(), set())
     # A two-point "polygon" is no mask.
     point = _square(20, 12, 28, 20, joints=0, segmentation=[[20, 12, 28, 20]])
     assert cells(point) == (set(), _block(3, 5, 5, 7))
     without_list = {k: v for k, v in unlabelled.items() if k != "keypoints"}
     assert cells(without_list) == (_block(1, 1, 4, 4), _block(1, 1, 4, 4))
+
+
+def test_joints_known_but_no_mask(tmp_path: Path) -> None:
+    """Ignored for the person mask (2), not for the heatmaps (1)."""
+
+    def without_mask(*box: float, **changes: object) -> dict:
+        return {k: v for k, v in _square(*box, **changes).items() if k != "segmentation"}
+
+    def ignored(*annotations: dict) -> tuple[set, set, set]:
+        out = _mapper()(_drawn(tmp_path, *annotations))
+        assert out["ignore_mask"].dtype == torch.uint8
+        both = (_cells(out["ignore_mask"] == value) for value in (1, 2))
+        return _cells(out["person_mask"]), *both
+
+    known = without_mask(20, 0, 28, 8)
+    assert ignored(known) == (set(), set(), _block(0, 5, 2, 7))
+    two_points = _square(20, 0, 28, 8, segmentation=[[20, 0, 28, 8]])
+    assert ignored(two_points) == (set(), set(), _block(0, 5, 2, 7))
+    # Masks of people with joints are known to be people, whoever else's box is there.
+    with_mask = _square(24, 0, 32, 4)
+    assert ignored(known, with_mask) == (
+        _block(0, 6, 1, 8),
+        set(),
+        _block(0, 5, 2, 7) - {(0, 6)},
+    )
+    # What heatmaps ignore wins: crowds and people without joints, with a mask and without.
+    for other in (
+        _square(24, 4, 32, 12, joints=0),
+        _square(24, 4, 32, 12, iscrowd=1),
+        without_mask(24, 4, 32, 12, joints=0),
+    ):
+        person = set() if "segmentation" not in other else _block(1, 6, 3, 8)
+        assert ignored(known, other) == (
+            person,
+            _block(1, 6, 3, 8),
+            _block(0, 5, 2, 7) - {(1, 6)},
+        )
+    # A quarter of the cell for both, a quarter for the mask alone: half of it for the mask.
+    parts = without_mask(0, 0, 2, 2, joints=0), without_mask(2, 0, 4, 2)
+    assert ignored(*parts) == (set(), set(), {(0, 0)})
+    flipped = _mapper(T.RandomFlip(prob=1.0))(_drawn(tmp_path, known))
+    assert _cells(flipped["ignore_mask"] == 2) == _block(0, 1, 2, 3)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (13, 10)])

@@ -284,6 +284,50 @@ def test_category_ids_of_the_dataset(register: Callable, tmp_path: Path) -> None
         assert {row["category_id"] for row in rows} == {7}
 
 
+@pytest.mark.parametrize("person", [1, 7])
+def test_people_alone_are_scored(register: Callable, tmp_path: Path, person: int) -> None:
+    """Others' annotations and predictions change nothing, whatever the order of the categories."""
+    inputs, outputs = _truth(_content())
+    outputs = _shifted(outputs, 3.0)
+    wanted = _run(_evaluator(), inputs, outputs)
+    assert 0 < wanted["bbox"]["AP"] < 90
+
+    content = _content()
+    for annotation in content["annotations"]:
+        annotation["category_id"] = person
+    dogs = [
+        {**a, "id": 10**7 + i, "category_id": 4, "bbox": [0, 0, 9, 9]}
+        for i, a in enumerate(content["annotations"])
+    ]
+    del dogs[0]["keypoints"], dogs[1]["area"]
+    content["annotations"] = dogs + content["annotations"]
+    content["categories"] = [{"id": 4, "name": "dog"}, {"id": person, "name": "person"}]
+    name = register(content)
+    results = _run(_evaluator(name, output_dir=str(tmp_path)), inputs, outputs)
+    assert results == wanted
+    rows = json.loads((tmp_path / "coco_instances_results.json").read_text())
+    assert {row["category_id"] for row in rows} == {person}
+    DatasetCatalog.get(name)  # Detectron2's loader writes both names to the metadata
+    for output in outputs:
+        people = output["instances"]
+        false = Instances(people.image_size, **people.get_fields())
+        false.scores, false.pred_classes = people.scores + 1, people.pred_classes + 1
+        false.pred_boxes = Boxes(people.pred_boxes.tensor + 200)
+        output["instances"] = Instances.cat([people, false])
+    assert _run(_evaluator(name), inputs, outputs) == wanted
+
+
+def test_ids_from_zero_and_no_crowd_flag(register: Callable) -> None:
+    """pycocotools alone takes a match with annotation 0 for none, and wants `iscrowd`."""
+    content = _content()
+    content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
+    for i, annotation in enumerate(content["annotations"]):
+        annotation["id"] = i
+        del annotation["iscrowd"]
+    results = _run(_evaluator(register(content)), *_truth(content))
+    assert results["bbox"]["AP"] == results["keypoints"]["AP"] == pytest.approx(100)
+
+
 def test_sigmas_count(register: Callable) -> None:
     inputs, outputs = _truth(_content())
     outputs = _shifted(outputs, 6.0)

@@ -32,7 +32,7 @@ def register(tmp_path: Path) -> Iterator[Callable[..., str]]:
     def make(people: dict[int, list[dict]]) -> str:
         names.append(f"mpn_seg_test_{len(names)}")
         annotations = [
-            {"image_id": i, "category_id": 1, **a}
+            {"image_id": i, "category_id": 7, **a}
             for i, of_image in people.items()
             for a in of_image
         ]
@@ -42,7 +42,7 @@ def register(tmp_path: Path) -> Iterator[Callable[..., str]]:
         content = {
             "images": images,
             "annotations": annotations,
-            "categories": [{"id": 1, "name": "person"}],
+            "categories": [{"id": 3, "name": "dog"}, {"id": 7, "name": "person"}],
         }
         file = tmp_path / f"{names[-1]}.json"
         file.write_text(json.dumps(content))
@@ -130,6 +130,10 @@ def test_who_is_person_and_what_is_ignored(register: Callable) -> None:
         _rectangle(0, 0, 4, 4, num_keypoints=0),
         _rectangle(2, 2, 4, 4, iscrowd=1),  # [2, 6) ignored but for the person's own pixels
         _rectangle(7, 7, 2, 3, segmentation=[[7, 7, 9, 10]]),  # no mask: its box is ignored
+        # Other categories are background, with a mask, as a crowd and without a mask.
+        _rectangle(0, 8, 4, 2, category_id=3),
+        _rectangle(0, 10, 4, 2, category_id=3, iscrowd=1),
+        _rectangle(6, 0, 3, 3, category_id=3, segmentation=[]),
     ]
     evaluator = PersonSegEvaluator(register({1: people}))
     drawn = evaluator.sem_seg_loading_fn(1, dtype=int)

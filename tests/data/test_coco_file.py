@@ -1,0 +1,260 @@
+"""Annotation files that are wrong somewhere, or hold more than people."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+
+from mpn_d2.data import load_pose_dicts
+from mpn_d2.data.coco_file import check_coco_file, people_only
+from mpn_d2.evaluation import PersonSegEvaluator, PoseEvaluator
+from mpn_d2.structures.skeleton import get_skeleton
+
+COCO = get_skeleton("coco")
+K = COCO.num_keypoints
+
+
+@pytest.fixture
+def register(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """Registers COCO content under a new name; gone after the test."""
+    names = []
+
+    def make(content: dict, **metadata: object) -> str:
+        names.append(f"mpn_file_test_{len(names)}")
+        file = tmp_path / f"{names[-1]}.json"
+        file.write_text(json.dumps(content))
+        register_coco_instances(names[-1], metadata, str(file), str(tmp_path))
+        return names[-1]
+
+    yield make
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def _annotation(number: int, image: int = 1, category: int = 1, **changes: object) -> dict:
+    annotation = {
+        "id": number,
+        "image_id": image,
+        "category_id": category,
+        "iscrowd": 0,
+        "bbox": [number, 1, 8, 9],
+        "area": 40.0,
+        "segmentation": [[1, 1, 9, 1, 9, 9]],
+        "keypoints": [4, 5, 2] * 3 + [0] * 3 * (K - 3),
+        "num_keypoints": 3,
+    }
+    return {**annotation, **changes}
+
+
+def _content(*annotations: dict) -> dict:
+    people = list(annotations) or [_annotation(11), _annotation(12)]
+    return {
+        "images": [{"id": i, "file_name": f"{i}.jpg", "height": 20, "width": 30} for i in (1, 2)],
+        "annotations": people,
+        "categories": [{"id": 1, "name": "person"}],
+    }
+
+
+def _evaluate(name: str, tasks: tuple[str, ...] = ("bbox", "keypoints")) -> PoseEvaluator:
+    return PoseEvaluator(name, tasks=tasks, sigmas=COCO.sigmas)
+
+
+READERS = {
+    "training": lambda name: load_pose_dicts(name, is_train=True),
+    "testing": lambda name: load_pose_dicts(name, is_train=False),
+    "poses": _evaluate,
+    "masks": PersonSegEvaluator,
+}
+
+
+def _broken(change: Callable[[dict], object]) -> dict:
+    content = copy.deepcopy(_content())
+    change(content)
+    return content
+
+
+def _second(**changes: object) -> Callable[[dict], object]:
+    return lambda content: content["annotations"][1].update(changes)
+
+
+def _second_without(key: str) -> Callable[[dict], object]:
+    return lambda content: content["annotations"][1].pop(key)
+
+
+def _image(**changes: object) -> Callable[[dict], object]:
+    return lambda content: content["images"][1].update(changes)
+
+
+def _image_without(key: str) -> Callable[[dict], object]:
+    return lambda content: content["images"][1].pop(key)
+
+
+# What is wrong: how the file is changed, and what the message must say after its name.
+FAULTS = {
+    "annotation twice": (_second(id=11), r"annotation 11 of image 1 is there twice"),
+    "no id": (_second_without("id"), r"annotation number 2 of image 1 has no 'id'"),
+    "no bbox": (_second_without("bbox"), r"annotation 12 of image 1 has no 'bbox': add"),
+    "three numbers": (_second(bbox=[1, 2, 3]), r"annotation 12 .* bbox \[1, 2, 3\]: give four"),
+    "NaN": (_second(bbox=[1, 2, 3, float("nan")]), r"annotation 12 .*bbox .*nan\]: give .*finite"),
+    "infinite": (_second(bbox=[1, 2, float("inf"), 4]), r"annotation 12 .*bbox .*inf"),
+    "negative": (_second(bbox=[1, 2, -3, 4]), r"annotation 12 .*bbox \[1, 2, -3, 4\].*negative"),
+    "unknown category": (_second(category_id=9), r"annotation 12 .*category_id 9, .*use one of 1$"),
+    "no category": (_second_without("category_id"), r"annotation 12 .* has no 'category_id'"),
+    "no image": (_second_without("image_id"), r"annotation 12 .* has no 'image_id'"),
+    "two lengths": (_second(keypoints=[1, 1, 2] * 14), r"annotation 12 .* 14 keypoints, .* 17"),
+    "no triples": (_second(keypoints=[1, 1, 2, 4]), r"annotation 12 .* finite numbers x, y, v"),
+    "null joint": (_second(keypoints=[None, 1, 2] * K), r"annotation 12 .* finite numbers x, y, v"),
+    "no categories": (lambda c: c.pop("categories"), r" has no categories: add"),
+    "unnamed": (lambda c: c["categories"][0].pop("name"), r"a category has no 'id' or no 'name'"),
+    "no list": (lambda c: c.update(annotations=None), r"'annotations' is no list"),
+    "image twice": (_image(id=1), r"image 1 is there twice"),
+    "no image id": (_image_without("id"), r"image number 2 has no 'id'"),
+    "no width": (_image_without("width"), r"image 2 has no 'width'"),
+    "no height": (_image_without("height"), r"image 2 has no 'height'"),
+    "no file name": (_image_without("file_name"), r"image 2 has no 'file_name'"),
+    "no size": (_image(width=0), r"image 2 has width and height \[0, 20\]"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_named_in_one_line_by_every_reader(register: Callable, fault: str) -> None:
+    change, message = FAULTS[fault]
+    name = register(_broken(change))
+    file = Path(MetadataCatalog.get(name).json_file).name
+    for reader, read in READERS.items():
+        with pytest.raises(ValueError, match=message) as info:
+            read(name)
+        assert file in str(info.value) and "\n" not in str(info.value), reader
+
+
+def test_keypoints_must_be_the_skeletons(register: Callable) -> None:
+    content = _content(*[_annotation(i, keypoints=[4, 5, 2] * 14) for i in (1, 2)])
+    names = {"keypoint_names": COCO.keypoint_names, "keypoint_flip_map": COCO.keypoint_flip_map}
+    with pytest.raises(ValueError, match=r"people have 14 keypoints, the dataset's skeleton 17"):
+        load_pose_dicts(register(content, **names), is_train=False)
+    assert len(load_pose_dicts(register(content), is_train=False)) == 2
+
+
+@pytest.mark.parametrize("keypoints", [None, []])
+def test_null_keypoints_are_none(register: Callable, keypoints: object) -> None:
+    name = register(_content(_annotation(1, keypoints=keypoints), _annotation(2)))
+    first, second = load_pose_dicts(name, is_train=True, min_keypoints_per_image=2)[0][
+        "annotations"
+    ]
+    assert "keypoints" not in first and len(second["keypoints"]) == 3 * K
+    evaluator = _evaluate(name)
+    evaluator.reset()
+    assert evaluator.evaluate()["keypoints"]["AP"] == 0
+
+
+def test_area_is_asked_for_by_coco_metrics_alone(register: Callable) -> None:
+    annotations = [_annotation(1), _annotation(2)]
+    del annotations[1]["area"]
+    name = register(_content(*annotations))
+    for task in ("bbox", "keypoints"):
+        with pytest.raises(ValueError, match=r"\.json: annotation 2 of image 1 has no 'area'"):
+            _evaluate(name, (task,))
+    PersonSegEvaluator(name)
+    assert len(load_pose_dicts(name, is_train=True)) == 1
+
+
+def _zoo(person: int = 3) -> dict:
+    """Dogs (1), a cat (2) with faults that concern nobody, and people."""
+    content = _content(
+        _annotation(1, category=1),
+        _annotation(2, category=2, bbox=[1, 1, -1, 1], keypoints=[1, 1, 2]),
+        _annotation(3, category=person),
+        _annotation(4, category=person, segmentation=[[3, 3, 4, 4]]),
+        _annotation(5, image=2, category=1, segmentation=[[3, 3, 4, 4]]),
+    )
+    del content["annotations"][0]["area"]
+    content["categories"] = [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+    content["categories"].append({"id": person, "name": "person"})
+    return content
+
+
+def test_people_alone_are_loaded(register: Callable) -> None:
+    name = register(_zoo())
+    for _ in range(2):
+        first, second = load_pose_dicts(name, is_train=False)
+        assert [a["bbox"][0] for a in first["annotations"]] == [3, 4]
+        assert [a["category_id"] for a in first["annotations"]] == [0, 0]
+        assert second["annotations"] == []
+    assert [d["image_id"] for d in load_pose_dicts(name, is_train=True)] == [1]
+    # Beside a dataset of people alone: other categories are no reason to refuse.
+    assert len(load_pose_dicts([name, register(_content())], is_train=True)) == 2
+
+
+def test_dicts_without_a_file(register: Callable) -> None:
+    people = [
+        {"bbox": [0, 0, 9, 9], "bbox_mode": 1, "category_id": i, "keypoints": [1.5, 1.5, 2] * K}
+        for i in (0, 1, 1)
+    ]
+    record = {"file_name": "1.jpg", "height": 9, "width": 9, "image_id": 1, "annotations": people}
+    DatasetCatalog.register("mpn_file_test_dicts", lambda: [record])
+    try:
+        MetadataCatalog.get("mpn_file_test_dicts").thing_classes = ["dog", "person"]
+        for _ in range(2):  # the same dicts are handed out again
+            (loaded,) = load_pose_dicts("mpn_file_test_dicts", is_train=True)
+            assert [a["category_id"] for a in loaded["annotations"]] == [0, 0]
+    finally:
+        DatasetCatalog.remove("mpn_file_test_dicts")
+        MetadataCatalog.remove("mpn_file_test_dicts")
+
+
+def test_which_category_is_the_person(register: Callable) -> None:
+    content = _content()
+    content["categories"][0]["name"] = "pedestrian"
+    assert len(load_pose_dicts(register(content), is_train=True)[0]["annotations"]) == 2
+    content["categories"].append({"id": 2, "name": "dog"})
+    name = register(content)
+    for read in READERS.values():
+        with pytest.raises(ValueError, match=r"\.json: .*pedestrian, dog.* 'person'"):
+            read(name)
+
+
+def test_detectron2s_assertions_become_one_line(register: Callable) -> None:
+    name = register(_zoo(), thing_classes=["person"])
+    with pytest.raises(ValueError, match=rf"dataset '{name}': .*thing_classes") as info:
+        load_pose_dicts(name, is_train=False)
+    assert "\n" not in str(info.value)
+
+
+def test_people_only_leaves_the_content_as_it_was() -> None:
+    content = _zoo()
+    before = copy.deepcopy(content)
+    people = people_only(content, 3)
+    people["annotations"][0]["iscrowd"] = 1
+    assert content == before
+    assert [a["id"] for a in people["annotations"]] == [1, 2]
+    assert [a["bbox"][0] for a in people["annotations"]] == [3, 4]
+    assert people["categories"] == [{"id": 3, "name": "person"}]
+
+
+def test_a_file_is_read_once_until_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "people.json"
+    file.write_text(json.dumps(_content()))
+    reads = []
+    whole = Path.read_text
+    monkeypatch.setattr(
+        Path, "read_text", lambda self, **options: reads.append(self) or whole(self, **options)
+    )
+    assert check_coco_file(file).person_id == check_coco_file(str(file)).person_id == 1
+    assert len(reads) == 1
+    status = os.stat(file)
+    file.write_text(json.dumps(_broken(_second(id=11))))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+    with pytest.raises(ValueError, match="twice"):
+        check_coco_file(file)
+    with pytest.raises(FileNotFoundError, match=r"none\.json not found"):
+        check_coco_file(tmp_path / "none.json")
