@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from mpn_d2.utils.files import write_text_atomically
+
 
 def flat_metrics(results: dict, prefix: str = "") -> dict[str, float | None]:
     """Nested metrics as one dict with names like `unseen/keypoints/AP`."""
@@ -53,11 +55,13 @@ def write_results(
         "metrics": metrics,
         **extra,
     }
-    partial = Path(f"{path}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
     # NaN is no JSON: an error here is better than a file that others cannot read.
-    partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def format_figure(value: float | None, width: int = 6) -> str:
+    """A figure with one decimal, right-aligned; "-" where it is not defined."""
+    return f"{'-' if value is None else f'{value:.1f}':>{width}}"
 
 
 def _commit() -> str:

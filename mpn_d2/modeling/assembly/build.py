@@ -34,7 +34,7 @@ class KeyedRegistry(Registry):
         return self.get(key)(*arguments)
 
 
-POSE_ASSEMBLER_REGISTRY = Registry("POSE_ASSEMBLER")
+POSE_ASSEMBLER_REGISTRY = KeyedRegistry("POSE_ASSEMBLER")
 POSE_ASSEMBLER_REGISTRY.__doc__ = """
 Assemblers, called as `Assembler(cfg)`, with
 `losses(samples) -> dict` and `inference(candidates, boxes, box_scores, maps) -> list`.
@@ -53,7 +53,8 @@ Functions of cfg that return a `Matching`: a `MatchingProblem` to the chosen can
 
 def build_pose_assembler(cfg: CfgNode) -> nn.Module:
     """Builds the assembler named by MODEL.ASSEMBLER.NAME."""
-    return POSE_ASSEMBLER_REGISTRY.get(cfg.MODEL.ASSEMBLER.NAME)(cfg)
+    key = "MODEL.ASSEMBLER.NAME"
+    return POSE_ASSEMBLER_REGISTRY.build(cfg.MODEL.ASSEMBLER.NAME, key, cfg)
 
 
 def build_evidence(cfg: CfgNode) -> nn.Module:

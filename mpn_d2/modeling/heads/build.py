@@ -17,5 +17,9 @@ and has `layers(features)`, `losses(outputs, targets)` and `inference(outputs)`.
 
 
 def build_keypoint_heatmap_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """Builds the head named by MODEL.KP_SUBNET.NAME."""
-    return KEYPOINT_HEATMAP_HEAD_REGISTRY.get(cfg.MODEL.KP_SUBNET.NAME)(cfg, input_shape)
+    """Builds the head named by MODEL.KP_SUBNET.NAME; a ValueError names the known ones."""
+    name = cfg.MODEL.KP_SUBNET.NAME
+    if name not in KEYPOINT_HEATMAP_HEAD_REGISTRY:
+        known = ", ".join(sorted(key for key, _ in KEYPOINT_HEATMAP_HEAD_REGISTRY))
+        raise ValueError(f"MODEL.KP_SUBNET.NAME is {name!r}; choose one of {known}")
+    return KEYPOINT_HEATMAP_HEAD_REGISTRY.get(name)(cfg, input_shape)
