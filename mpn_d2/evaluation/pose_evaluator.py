@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mpn_d2.data.coco_file import check_coco_file, people_only, person_class
+from mpn_d2.utils.files import write_text_atomically
 
 PERSON_CLASS = 0  # of the model
 RESULT_FILES = {"bbox": "coco_instances_results.json", "keypoints": "keypoints_results.json"}
@@ -214,12 +215,8 @@ def export_instances(instances: Instances, image_id: int) -> tuple[list[dict], l
 
 
 def write_json(path: str, content: object) -> None:
-    """Writes JSON through a temporary file, so that a reader never sees half of it."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp{os.getpid()}"
-    with open(temporary, "w") as file:
-        json.dump(content, file, allow_nan=False)
-    os.replace(temporary, path)
+    """Writes JSON without NaN, so that a reader never sees half of it."""
+    write_text_atomically(path, json.dumps(content, allow_nan=False))
 
 
 def _load_results(truth: COCO, results: list[dict]) -> COCO:

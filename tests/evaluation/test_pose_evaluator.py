@@ -21,6 +21,7 @@ from pycocotools.cocoeval import COCOeval
 from mpn_d2.config import add_mpn_config
 from mpn_d2.data import register_pose_datasets
 from mpn_d2.evaluation import PoseEvaluator, build_evaluator, drop_missing, export_instances
+from mpn_d2.evaluation.pose_evaluator import RESULT_FILES
 from mpn_d2.structures.skeleton import get_skeleton
 
 SAMPLE = "coco_sample_val"
@@ -164,7 +165,7 @@ def test_written_poses_are_the_annotations(tmp_path: Path) -> None:
         expected = np.array(person["keypoints"], dtype=float)
         expected[2::3] = np.minimum(expected[2::3], 1)
         np.testing.assert_allclose(pose["keypoints"], expected, atol=1e-4)
-    assert not list(tmp_path.glob("*.tmp*"))
+    assert {f.name for f in tmp_path.iterdir()} == set(RESULT_FILES.values())
 
 
 def test_each_score_ranks_its_own_task() -> None:
