@@ -10,12 +10,13 @@ from __future__ import annotations
 import argparse
 import os
 
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, launch
 from detectron2.utils import comm
 
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.engine.cli import run_command
+from mpn_d2.engine.setup import check_gpus, start_run
 from mpn_d2.engine.stages import evaluate, save_results, stage_names, train, trained_weights
 
 
@@ -35,7 +36,7 @@ def main(args: argparse.Namespace) -> None:
     cfg.freeze()
     if args.stage != "all" and args.stage not in stage_names(cfg):
         raise ValueError(f"unknown --stage {args.stage}: {', '.join(stage_names(cfg))} or all")
-    default_setup(cfg, args)
+    start_run(cfg, args)
     if args.eval_only:
         weights = cfg.MODEL.WEIGHTS if "MODEL.WEIGHTS" in args.opts else trained_weights(cfg)
         results = evaluate(cfg, weights=weights)
@@ -45,15 +46,18 @@ def main(args: argparse.Namespace) -> None:
         save_results(results, os.path.join(cfg.OUTPUT_DIR, "results.json"))
 
 
-if __name__ == "__main__":
-    args = parse_args()
-    run_command(
-        lambda: launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+def launch_main(args: argparse.Namespace) -> None:
+    check_gpus(args.num_gpus)
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args,),
     )
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    run_command(lambda: launch_main(arguments))

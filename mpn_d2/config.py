@@ -21,6 +21,10 @@ def add_mpn_config(cfg: CN) -> None:
     _add_assembly_keys(cfg)
     _add_data_keys(cfg)
     _add_engine_keys(cfg)
+    # Configs saved by a newer Detectron2 hold this key; where the installed one lacks it, it is
+    # dropped with a warning. (The other way round the default stands.)
+    if "FLOAT32_PRECISION" not in cfg:
+        cfg.register_deprecated_key("FLOAT32_PRECISION")
 
 
 def load_config(config_file: str, options: list[str] | None = None) -> CN:
@@ -42,7 +46,12 @@ def load_config(config_file: str, options: list[str] | None = None) -> CN:
         except KeyError as error:
             raise ValueError(f"{config_file}: {_explain_key(cfg, error)}") from error
         except (ValueError, AssertionError, FileNotFoundError, yaml.YAMLError) as error:
-            raise ValueError(f"{config_file}: {error}") from error
+            raise ValueError(f"{config_file}: {_explain_value(error)}") from error
+        except (TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{config_file}: it, or a file that its _BASE_ names, is not a config of "
+                f"KEY: VALUE lines ({error})"
+            ) from error
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     merge_options(cfg, options or [])
@@ -58,24 +67,32 @@ def merge_options(cfg: CN, options: list[str]) -> None:
     if len(options) % 2:
         raise ValueError(f"options come as KEY VALUE pairs, but {options[-1]!r} has no value")
     for key, value in zip(options[::2], options[1::2], strict=True):
-        node = cfg
-        names = key.split(".")
-        if names[0] == "STAGES":
-            for name in names[:-1]:
-                if name not in node and isinstance(node, CN) and node.is_new_allowed():
-                    node[name] = CN(new_allowed=True)
-                node = node.get(name, CN())
-            if node.is_new_allowed() and names[-1] not in node:
-                node[names[-1]] = CN._decode_cfg_value(value)
-                continue
+        if key.startswith("STAGES.") and _add_stage_key(cfg, key, value):
+            continue
         try:
             cfg.merge_from_list([key, value])
-        except (KeyError, AssertionError) as error:
+        except (KeyError, AssertionError, TypeError, AttributeError) as error:
             if isinstance(error, AssertionError) and "Non-existent" not in str(error):
                 raise ValueError(f"option {key} {value}: {error}") from error
             raise ValueError(_explain_key(cfg, KeyError(key))) from error
         except ValueError as error:
-            raise ValueError(f"option {key} {value}: {error}") from error
+            raise ValueError(f"option {key} {value}: {_explain_value(error)}") from error
+
+
+def _add_stage_key(cfg: CN, key: str, value: str) -> bool:
+    """Sets STAGES.<NAME>.<KEY> if the stage lacks it; False if it is there or may not be."""
+    node = cfg
+    *sections, name = key.split(".")
+    for section in sections:
+        if section not in node and node.is_new_allowed():
+            node[section] = CN(new_allowed=True)
+        node = node.get(section)
+        if not isinstance(node, CN):
+            return False
+    if not node.is_new_allowed() or name in node:
+        return False
+    node[name] = CN._decode_cfg_value(value)
+    return True
 
 
 def _explain_key(cfg: CN, error: KeyError) -> str:
@@ -83,6 +100,14 @@ def _explain_key(cfg: CN, error: KeyError) -> str:
     key = str(error.args[0]).split(": ")[-1].strip("'\"")
     near = difflib.get_close_matches(key, _all_keys(cfg), n=3)
     return f"no config key {key}" + (f"; near: {', '.join(near)}" if near else "")
+
+
+def _explain_value(error: Exception) -> str:
+    """The error's text; without the pages of a section that a value was given for."""
+    message = str(error)
+    if "Type mismatch" in message and "CfgNode" in message:
+        return f"{message.split('for config key: ')[-1]} is a section of keys, not one value"
+    return message
 
 
 def _all_keys(cfg: CN, prefix: str = "") -> list[str]:

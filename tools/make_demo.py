@@ -11,6 +11,7 @@ both. An interrupted run goes on where it stopped; a finished one is only drawn 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import sys
@@ -24,25 +25,27 @@ import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.detection_utils import read_image
-from detectron2.engine import default_setup
 
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
+from mpn_d2.engine.checkpoint import TAG
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.predictor import ImagePredictor
+from mpn_d2.engine.setup import start_run
 from mpn_d2.engine.stages import FINAL, evaluate, train
 from mpn_d2.structures.skeleton import get_skeleton
-from mpn_d2.utils.results import flat_metrics, write_results
+from mpn_d2.utils.results import flat_metrics, format_figure, write_results
 from mpn_d2.utils.visualize import draw_people, write_png
 
 REPO = Path(__file__).resolve().parents[1]
+RESULTS = "results.json"
 SPLITS = {
     "fitted": ("coco_sample_train", "the {} photographs that it was fitted on (learned by heart)"),
     "unseen": ("coco_sample_val", "{} photographs that it never saw (near zero is expected)"),
 }
 
 
-def parse_args() -> Namespace:
+def parse_args(arguments: list[str] | None = None) -> Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -51,7 +54,7 @@ def parse_args() -> Namespace:
         "--config-file", default=str(REPO / "configs" / "quick" / "demo.yaml"), metavar="FILE"
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main(args: Namespace) -> None:
@@ -62,14 +65,17 @@ def main(args: Namespace) -> None:
     cfg.DATASETS.TEST = ()
     cfg.freeze()
     resume = _goes_on(cfg)
-    default_setup(cfg, Namespace(config_file="", opts=options))
+    start_run(cfg, Namespace(config_file="", opts=options))
     weights = os.path.join(args.output, FINAL)
     finished = resume and os.path.isfile(weights)
     if finished:
         print(f"Training in {args.output} is finished: drawing and evaluating it.")
     else:
         train(cfg, "all", options, resume=resume)
-    trained = time.perf_counter()
+    training_seconds = round(time.perf_counter() - start, 1)
+    if resume:
+        # What this call trained, if anything, is not the whole; a finished run's time is kept.
+        training_seconds = _measured_before(args.output) if finished else None
 
     draw(cfg, weights, Path(args.output))
     metrics = {}
@@ -81,18 +87,19 @@ def main(args: Namespace) -> None:
         split_cfg.DATASETS.TEST = (dataset,)
         results = evaluate(split_cfg, weights=weights)[dataset]
         metrics.update(flat_metrics(results, f"{split}/"))
-    path = os.path.join(args.output, "results.json")
+    path = os.path.join(args.output, RESULTS)
     write_results(
         path,
         metrics,
         seconds=time.perf_counter() - start,
         seed=cfg.SEED,
-        training_seconds=None if finished else round(trained - start, 1),
+        training_seconds=training_seconds,
     )
     print(f"\n{'':8} {'keypoint AP':>12} {'box AP':>8} {'person IoU':>11}   (0 to 100)")
     for split in SPLITS:
-        row = [metrics[f"{split}/{m}"] for m in ("keypoints/AP", "bbox/AP", "sem_seg/IoU-person")]
-        print(f"{split:8} {row[0]:12.1f} {row[1]:8.1f} {row[2]:11.1f}")
+        columns = (("keypoints/AP", 12), ("bbox/AP", 8), ("sem_seg/IoU-person", 11))
+        row = [format_figure(metrics.get(f"{split}/{name}"), width) for name, width in columns]
+        print(f"{split:8} {' '.join(row)}")
     print(f"\nPictures: {args.output}/fitted, {args.output}/unseen; figures: {path}")
 
 
@@ -106,8 +113,18 @@ def _goes_on(cfg: CfgNode) -> bool:
     print(f"{cfg.OUTPUT_DIR} holds a run of another config: starting anew.")
     for stage in cfg.STAGES.ORDER:
         shutil.rmtree(Path(cfg.OUTPUT_DIR) / stage, ignore_errors=True)
-    (Path(cfg.OUTPUT_DIR) / FINAL).unlink(missing_ok=True)
+    for name in (FINAL, TAG, RESULTS):
+        (Path(cfg.OUTPUT_DIR) / name).unlink(missing_ok=True)
     return False
+
+
+def _measured_before(output: str) -> float | None:
+    """The training time in the results file of an earlier call; None where there is none."""
+    try:
+        content = json.loads((Path(output) / RESULTS).read_text())
+        return content.get("training_seconds")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def draw(cfg: CfgNode, weights: str, output: Path) -> None:
@@ -151,5 +168,5 @@ def contact_sheet(pictures: list[np.ndarray], columns: int = 3, height: int = 30
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    run_command(lambda: main(arguments))
+    args = parse_args()
+    run_command(lambda: main(args))

@@ -21,13 +21,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detectron2.config import CfgNode
-from detectron2.engine import default_setup
 
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.engine.cli import run_command
+from mpn_d2.engine.setup import start_run
 from mpn_d2.engine.stages import FINAL, evaluate, train
-from mpn_d2.utils.results import write_results
+from mpn_d2.utils.results import format_figure, write_results
 
 REPO = Path(__file__).resolve().parents[1]
 # Figure -> sources of keypoints and boxes, task, metric.
@@ -40,7 +40,7 @@ FIGURES = {
 }
 
 
-def parse_args() -> Namespace:
+def parse_args(arguments: list[str] | None = None) -> Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,7 +50,7 @@ def parse_args() -> Namespace:
         "--config-file", default=str(REPO / "configs/quick/overfit_two.yaml"), metavar="FILE"
     )
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def main(args: Namespace) -> None:
@@ -59,17 +59,17 @@ def main(args: Namespace) -> None:
     options = [*args.opts, "OUTPUT_DIR", args.output]
     cfg = load_config(args.config_file, options)
     cfg.freeze()
-    default_setup(cfg, Namespace(config_file="", opts=options))
+    start_run(cfg, Namespace(config_file="", opts=options))
     figures = train_and_measure(cfg, options)
     for name, value in figures.items():
-        print(f"{name:32} {value:6.1f}")
+        print(f"{name:32} {format_figure(value)}")
     if args.results:
         seconds = time.perf_counter() - start
         write_results(args.results, figures, seconds=seconds, seed=cfg.SEED)
 
 
-def train_and_measure(cfg: CfgNode, options: list[str]) -> dict[str, float]:
-    """Trains all stages, without evaluation, and returns the FIGURES, 0 to 100."""
+def train_and_measure(cfg: CfgNode, options: list[str]) -> dict[str, float | None]:
+    """Trains all stages, without evaluation, and returns the FIGURES, 0 to 100 or None."""
     base = cfg.clone()
     base.defrost()
     base.DATASETS.TEST = ()
@@ -89,5 +89,5 @@ def train_and_measure(cfg: CfgNode, options: list[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    arguments = parse_args()
-    run_command(lambda: main(arguments))
+    args = parse_args()
+    run_command(lambda: main(args))

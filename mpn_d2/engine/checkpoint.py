@@ -9,9 +9,12 @@ import urllib.error
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
+
+from mpn_d2.utils.files import write_text_atomically
 
 # What a .pkl of Detectron2's or Detectron's model zoo holds; anything else could run code.
 _ADMITTED = {
@@ -25,7 +28,19 @@ _ADMITTED = {
     ("_codecs", "encode"),
 }
 _PARTIAL = ".partial-"
+# File beside the checkpoints that names the last one (fvcore's name).
+TAG = "last_checkpoint"
 _MOST_NAMED = 12
+_COUNTERS = "num_batches_tracked"
+_READ_ERRORS = (
+    pickle.UnpicklingError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    KeyError,
+    AttributeError,
+    TypeError,
+)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -43,11 +58,15 @@ class PoseCheckpointer(DetectionCheckpointer):
     `strict` raises when the model's and the file's keys or shapes differ (evaluation, resuming,
     handing weights from stage to stage). Otherwise what fits is loaded and the rest is listed,
     as for ImageNet weights; a file of which nothing fits is an error either way.
+
+    Attributes:
+        not_loaded: names in the model's state that the last load left as they were.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, strict: bool = False, **kwargs):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
+        self.not_loaded = set(self.model.state_dict())
 
     def save(self, name: str, **kwargs: Any) -> None:
         # The base class writes the file, then calls tag_last_checkpoint with its name.
@@ -58,9 +77,7 @@ class PoseCheckpointer(DetectionCheckpointer):
         folder = Path(self.save_dir)
         if final != last_filename_basename:
             os.replace(folder / last_filename_basename, folder / final)
-        tag = folder / f"{_PARTIAL}last_checkpoint"
-        tag.write_text(final)
-        os.replace(tag, folder / "last_checkpoint")
+        write_text_atomically(folder / TAG, final)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a file, `detectron2://` or `https://` address.
@@ -87,19 +104,28 @@ class PoseCheckpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         try:
             if filename.endswith(".pkl"):
-                return self._load_pickle(filename)
-            return super()._load_file(filename)
-        except (pickle.UnpicklingError, ValueError, EOFError, RuntimeError, KeyError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(
-                f"{filename} is not a checkpoint that can be read: {reason}"
-            ) from error
+                data = self._load_pickle(filename)
+            elif filename.endswith(".pyth"):
+                data = self._load_pycls(filename)
+            else:
+                data = super()._load_file(filename)
+            _check_weights(data["model"])
+            return data
+        except _READ_ERRORS as error:
+            raise _unreadable(filename, error) from error
 
     def _torch_load(self, f: str) -> Any:
         loaded = torch.load(f, map_location="cpu", weights_only=True)
         if not isinstance(loaded, dict):
             raise ValueError(f"it holds a {type(loaded).__name__} instead of named tensors")
         return loaded
+
+    def _load_pycls(self, filename: str) -> dict[str, Any]:
+        data = self._torch_load(filename)
+        if not isinstance(data.get("model_state"), dict):
+            raise ValueError("a .pyth file (pycls) keeps its weights in 'model_state'")
+        weights = {k: v for k, v in data["model_state"].items() if not k.endswith(_COUNTERS)}
+        return {"model": weights, "__author__": "pycls", "matching_heuristics": True}
 
     def _load_pickle(self, filename: str) -> dict[str, Any]:
         with self.path_manager.open(filename, "rb") as f:
@@ -118,11 +144,11 @@ class PoseCheckpointer(DetectionCheckpointer):
         if self.strict:
             problems = []
             if incompatible.missing_keys:
-                problems.append(f"missing: {_some(incompatible.missing_keys)}")
+                problems.append(f"missing: {some_names(incompatible.missing_keys)}")
             if incompatible.unexpected_keys:
-                problems.append(f"unknown: {_some(incompatible.unexpected_keys)}")
+                problems.append(f"unknown: {some_names(incompatible.unexpected_keys)}")
             if wrong:
-                problems.append(f"other shape: {_some(wrong)}")
+                problems.append(f"other shape: {some_names(wrong)}")
             if problems:
                 raise ValueError(
                     f"checkpoint {self._source} does not fit this config ({'; '.join(problems)}): "
@@ -130,16 +156,53 @@ class PoseCheckpointer(DetectionCheckpointer):
                 )
         parameters = dict(self.model.named_parameters())
         unset = {*incompatible.missing_keys, *(k for k, _, _ in incompatible.incorrect_shapes)}
+        self.not_loaded = unset
         if parameters and unset.issuperset(parameters):
             raise ValueError(
                 f"nothing in {self._source} fits the model: the file has "
-                f"{_some(wrong or incompatible.unexpected_keys)}; "
-                f"the model has {_some(list(parameters))}"
+                f"{some_names(wrong or incompatible.unexpected_keys)}; "
+                f"the model has {some_names(list(parameters))}"
             )
         return incompatible
 
 
-def _some(names: list[str]) -> str:
+def read_progress(path: str) -> dict[str, Any]:
+    """How far the training was that wrote a checkpoint, without reading its tensors.
+
+    Returns:
+        {"iteration": last finished iteration from 0, -1 if the file does not tell;
+        "train_parts": MODEL.TRAIN_PARTS, None if the file does not tell}.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path} not found, which {TAG} beside it names")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {
+            "iteration": int(data.get("iteration", -1)),
+            "train_parts": data.get("trainer", {}).get("train_parts"),
+        }
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+def _check_weights(weights: Any) -> None:
+    if not isinstance(weights, dict):
+        raise ValueError(f"its 'model' is a {type(weights).__name__} instead of named tensors")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor | np.ndarray):
+            raise ValueError(f"its {name!r} is a {type(value).__name__} instead of a tensor")
+
+
+def _unreadable(filename: str, error: Exception) -> ValueError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ValueError(f"{filename} is not a checkpoint that can be read: {reason}")
+
+
+def some_names(names: list[str]) -> str:
     """The first names and how many more there are."""
     more = len(names) - _MOST_NAMED
     return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

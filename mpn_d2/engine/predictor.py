@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 
+from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 
 
@@ -47,7 +47,7 @@ class ImagePredictor:
         self.min_size = cfg.INPUT.MIN_SIZE_TEST
         self.max_size = cfg.INPUT.MAX_SIZE_TEST
         self.image_format = cfg.INPUT.FORMAT
-        self.model = build_model(cfg.clone())
+        self.model = build_pose_model(cfg.clone())
         self.model.eval()
         PoseCheckpointer(self.model, strict=True).load(weights)
 

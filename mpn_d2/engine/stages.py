@@ -11,16 +11,19 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
+from torch import nn
 
 from mpn_d2.config import merge_options
-from mpn_d2.engine.checkpoint import PoseCheckpointer
-from mpn_d2.engine.trainer import PoseTrainer
+from mpn_d2.engine.build import build_pose_model, check_training_config
+from mpn_d2.engine.checkpoint import TAG, PoseCheckpointer, read_progress, some_names
+from mpn_d2.engine.trainer import PoseTrainer, trains_without_images
+from mpn_d2.utils.files import write_text_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +41,8 @@ def stage_config(cfg: CfgNode, stage: str, options: list[str]) -> CfgNode:
     Args:
         cfg: the whole config.
         stage: lower-case name.
-        options: KEY VALUE pairs of the command line, which win over the stage's keys.
+        options: KEY VALUE pairs of the command line, which win over the stage's keys;
+            STAGES.<STAGE>.KEY wins over KEY.
 
     Raises:
         ValueError: unknown stage, or a stage key that no config has.
@@ -47,13 +51,19 @@ def stage_config(cfg: CfgNode, stage: str, options: list[str]) -> CfgNode:
         raise ValueError(
             f"unknown stage {stage!r}: this config has {', '.join(stage_names(cfg))} and all"
         )
+    prefix = f"STAGES.{stage.upper()}."
     staged = cfg.clone()
     staged.defrost()
     try:
         staged.merge_from_other_cfg(cfg.STAGES[stage.upper()])
     except (KeyError, ValueError, AssertionError) as error:
-        raise ValueError(f"STAGES.{stage.upper()}: {error.args[0]}") from error
-    merge_options(staged, options)
+        raise ValueError(f"{prefix[:-1]}: {error.args[0]}") from error
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        if not key.startswith("STAGES."):
+            merge_options(staged, [key, value])
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        if key.startswith(prefix):
+            merge_options(staged, [key.removeprefix(prefix), value])
     staged.freeze()
     return staged
 
@@ -61,71 +71,198 @@ def stage_config(cfg: CfgNode, stage: str, options: list[str]) -> CfgNode:
 def train(cfg: CfgNode, stage: str, options: list[str], *, resume: bool) -> dict:
     """Trains a stage, or with "all" the chain of STAGES.ORDER; returns the last evaluation.
 
-    A single stage works in OUTPUT_DIR; the chain gives each stage the folder OUTPUT_DIR/<stage>,
-    starts each from the last one's weights, evaluates at the end only, and leaves the weights of
-    all parts in OUTPUT_DIR/model_final.pth. With `resume`, finished stages are skipped and the
-    interrupted one goes on.
+    A single stage works in OUTPUT_DIR; without MODEL.WEIGHTS on the command line it starts from
+    what the stage before it left there. The chain gives each stage the folder
+    OUTPUT_DIR/<stage>, starts each from the last one's weights, evaluates at the end only, and
+    leaves the weights of all parts in OUTPUT_DIR/model_final.pth. With `resume`, stages that
+    reached their SOLVER.MAX_ITER are skipped and the first one that did not goes on; what was
+    trained on top of it before starts anew.
+
+    Raises:
+        ValueError: a config that cannot be trained, or weights that leave frozen parts of
+            earlier stages untrained.
     """
-    if stage != "all":
-        if stage in list(cfg.STAGES.ORDER)[1:] and "MODEL.WEIGHTS" not in options and not resume:
-            logger.warning(
-                "Stage %s builds on the stages before it: give their weights as MODEL.WEIGHTS "
-                "(now: %r)",
-                stage,
-                cfg.MODEL.WEIGHTS,
-            )
-        return _train_stage(stage_config(cfg, stage, options), resume=resume)
-    order = list(cfg.STAGES.ORDER)
-    weights = None
-    for i, name in enumerate(order):
-        staged = stage_config(cfg, name, options)
+    if stage == "all":
+        return _train_chain(cfg, options, resume=resume)
+    staged = stage_config(cfg, stage, options)
+    check_training_config(staged)
+    order = _order(cfg)
+    before = order[: order.index(stage)] if stage in order else []
+    given = "MODEL.WEIGHTS" in options[::2] or "WEIGHTS" in cfg.STAGES[stage.upper()].MODEL
+    weights = _left_by(before[-1], staged.OUTPUT_DIR) if before and not given else ""
+    if weights:
         staged.defrost()
-        staged.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, name)
-        staged.DATASETS.TEST = ()
-        if weights is not None:
-            staged.MODEL.WEIGHTS = weights
+        staged.MODEL.WEIGHTS = weights
         staged.freeze()
+    earlier = {part for name in before for part in cfg.STAGES[name.upper()].MODEL.TRAIN_PARTS}
+    needed = sorted(earlier.difference(staged.MODEL.TRAIN_PARTS))
+    return _train_stage(staged, resume=resume, needed=needed)
+
+
+def _train_chain(cfg: CfgNode, options: list[str], *, resume: bool) -> dict:
+    stages = _chain_configs(cfg, options)
+    weights = ""
+    for i, staged in enumerate(stages):
+        title = f"Stage {i + 1} of {len(stages)}, {cfg.STAGES.ORDER[i]}"
+        if weights:
+            staged.defrost()
+            staged.MODEL.WEIGHTS = weights
+            staged.freeze()
         if resume and _is_finished(staged):
-            logger.info("Stage %d of %d, %s: finished before", i + 1, len(order), name)
+            logger.info("%s: finished before", title)
         else:
-            logger.info("Stage %d of %d: %s", i + 1, len(order), name)
-            _train_stage(staged, resume=resume, strict=weights is not None)
+            logger.info("%s: training", title)
+            # They stand on weights that change now.
+            for later in stages[i + 1 :]:
+                _forget_progress(later.OUTPUT_DIR)
+            _train_stage(staged, resume=resume, strict=bool(weights))
         weights = os.path.join(staged.OUTPUT_DIR, FINAL)
     final = os.path.join(cfg.OUTPUT_DIR, FINAL)
     if comm.is_main_process():
         shutil.copyfile(weights, f"{final}.partial")
         os.replace(f"{final}.partial", final)
+        write_text_atomically(os.path.join(cfg.OUTPUT_DIR, TAG), FINAL)
     comm.synchronize()
     return evaluate(cfg, weights=final) if cfg.DATASETS.TEST else {}
 
 
-def _train_stage(cfg: CfgNode, *, resume: bool, strict: bool = False) -> dict:
+def _order(cfg: CfgNode) -> list[str]:
+    order = list(cfg.STAGES.ORDER)
+    unknown = [name for name in order if name not in stage_names(cfg)]
+    if unknown or not order:
+        raise ValueError(
+            f"STAGES.ORDER is {order}: it needs one or more of {', '.join(stage_names(cfg))}"
+        )
+    return order
+
+
+def _chain_configs(cfg: CfgNode, options: list[str]) -> list[CfgNode]:
+    """The configs of all stages in order, checked before hours go into the first one."""
+    stages = []
+    for name in _order(cfg):
+        staged = stage_config(cfg, name, options)
+        check_training_config(staged)
+        staged.defrost()
+        staged.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, name)
+        staged.DATASETS.TEST = ()
+        staged.freeze()
+        stages.append(staged)
+    return stages
+
+
+def _train_stage(
+    cfg: CfgNode, *, resume: bool, strict: bool = False, needed: Sequence[str] = ()
+) -> dict:
+    """Trains in cfg.OUTPUT_DIR up to SOLVER.MAX_ITER and evaluates on DATASETS.TEST, if any.
+
+    Args:
+        resume: go on from the last checkpoint of this stage, if there is one.
+        strict: MODEL.WEIGHTS must fit whole.
+        needed: frozen parts that MODEL.WEIGHTS must fill.
+    """
+    resume = resume and _has_progress(cfg)
+    if not resume:
+        _forget_progress(cfg.OUTPUT_DIR)
     if comm.is_main_process():
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        Path(cfg.OUTPUT_DIR, "config.yaml").write_text(cfg.dump())
+        write_text_atomically(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), cfg.dump())
     # Each stage starts from the seed, whatever ran before it in this process.
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + comm.get_rank())
     trainer = PoseTrainer(cfg)
     trainer.resume_or_load(resume=resume, strict=strict)
-    if trainer.start_iter >= trainer.max_iter:
-        logger.info("Training is finished (%d iterations): evaluating", trainer.max_iter)
-        return evaluate(cfg, weights=trainer.checkpointer.get_checkpoint_file())
-    trainer.train()
-    return trainer.last_results
+    if not resume:
+        _check_loaded(cfg, trainer.checkpointer, needed)
+    if trainer.start_iter < trainer.max_iter:
+        trainer.train()
+        return trainer.last_results
+    logger.info("Training is finished (%d iterations)", trainer.start_iter)
+    final = os.path.join(cfg.OUTPUT_DIR, FINAL)
+    if trainer.checkpointer.get_checkpoint_file() != final:
+        # Stopped between its last two files, or MAX_ITER was lowered.
+        trainer.checkpointer.save(Path(FINAL).stem, iteration=trainer.iter)
+    comm.synchronize()
+    return evaluate(cfg, weights=final) if cfg.DATASETS.TEST else {}
+
+
+def _left_by(stage: str, folder: str) -> str:
+    """The newer of what a stage left in OUTPUT_DIR (alone, or the chain) and in its own folder."""
+    files = [os.path.join(folder, FINAL), os.path.join(folder, stage, FINAL)]
+    return max(filter(os.path.isfile, files), key=os.path.getmtime, default="")
+
+
+def _check_loaded(cfg: CfgNode, checkpointer: PoseCheckpointer, parts: Sequence[str]) -> None:
+    """Frozen parts of earlier stages must be trained ones: random features teach nothing.
+
+    The assembly needs nothing of the image parts (spec section 9): a warning is enough there.
+    """
+    if not parts:
+        return
+    frozen = _names_in_parts(checkpointer.model, parts)
+    missing = [name for name in frozen if name in checkpointer.not_loaded]
+    if not missing:
+        return
+    message = (
+        f"{' and '.join(parts)} parts would stay untrained, MODEL.WEIGHTS "
+        f"{cfg.MODEL.WEIGHTS!r} has no {some_names(missing)}: give the checkpoint of the stage "
+        "before, trained with the same MODEL keys"
+    )
+    if not trains_without_images(cfg):
+        raise ValueError(message)
+    logger.warning("%s (%s will hold random values for them)", message, FINAL)
+
+
+def _names_in_parts(model: nn.Module, parts: Sequence[str]) -> list[str]:
+    """State names of the parts' modules; of a model that does not tell, all frozen parameters."""
+    if not hasattr(model, "part_modules"):
+        return [name for name, p in model.named_parameters() if not p.requires_grad]
+    modules = model.part_modules()
+    held = {
+        id(tensor)
+        for part in parts
+        for module in modules.get(part, ())
+        for tensor in module.state_dict(keep_vars=True).values()
+    }
+    return [
+        name
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        # Older checkpoints lack this counter, which nothing reads in eval mode.
+        if id(tensor) in held and not name.endswith("num_batches_tracked")
+    ]
+
+
+def _progress(folder: str) -> dict | None:
+    """Iteration and parts of a folder's last checkpoint; None where there is none."""
+    tag = Path(folder) / TAG
+    return read_progress(str(tag.parent / tag.read_text().strip())) if tag.is_file() else None
+
+
+def _has_progress(cfg: CfgNode) -> bool:
+    """Whether OUTPUT_DIR has a checkpoint of this stage (and not of another one)."""
+    progress = _progress(cfg.OUTPUT_DIR)
+    return progress is not None and progress["train_parts"] in (None, list(cfg.MODEL.TRAIN_PARTS))
 
 
 def _is_finished(cfg: CfgNode) -> bool:
-    tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    return tag.is_file() and tag.read_text().strip() == FINAL
+    """Whether OUTPUT_DIR has a model_final.pth that was trained for SOLVER.MAX_ITER."""
+    tag = Path(cfg.OUTPUT_DIR) / TAG
+    if not tag.is_file() or tag.read_text().strip() != FINAL:
+        return False
+    return _progress(cfg.OUTPUT_DIR)["iteration"] >= cfg.SOLVER.MAX_ITER - 1
+
+
+def _forget_progress(folder: str) -> None:
+    """Nothing in this folder is to be resumed any more; its files stay."""
+    if comm.is_main_process():
+        (Path(folder) / TAG).unlink(missing_ok=True)
+    comm.synchronize()
 
 
 def trained_weights(cfg: CfgNode) -> str:
-    """The weights in OUTPUT_DIR: of the whole chain, else the last checkpoint, else configured."""
+    """The weights in OUTPUT_DIR: last_checkpoint's, else model_final.pth, else configured."""
+    tag = Path(cfg.OUTPUT_DIR) / TAG
+    if tag.is_file():
+        return str(tag.parent / tag.read_text().strip())
     final = os.path.join(cfg.OUTPUT_DIR, FINAL)
-    if os.path.isfile(final):
-        return final
-    tag = Path(cfg.OUTPUT_DIR) / "last_checkpoint"
-    return str(tag.parent / tag.read_text().strip()) if tag.is_file() else cfg.MODEL.WEIGHTS
+    return final if os.path.isfile(final) else cfg.MODEL.WEIGHTS
 
 
 def evaluate(cfg: CfgNode, *, weights: str) -> dict:
@@ -140,14 +277,12 @@ def evaluate(cfg: CfgNode, *, weights: str) -> dict:
         )
     if not cfg.DATASETS.TEST:
         raise ValueError("nothing to evaluate on: DATASETS.TEST is empty")
-    model = build_model(cfg)
+    logger.info("Evaluating %s on %s", weights, ", ".join(cfg.DATASETS.TEST))
+    model = build_pose_model(cfg)
     PoseCheckpointer(model, strict=True).load(weights)
     return PoseTrainer.test(cfg, model)
 
 
 def save_results(results: dict, path: str) -> None:
     """Writes evaluation results as JSON, whole or not at all."""
-    partial = f"{path}.partial"
-    with open(partial, "w") as f:
-        json.dump(results, f, indent=1)
-    os.replace(partial, path)
+    write_text_atomically(path, json.dumps(results, indent=1, allow_nan=False) + "\n")

@@ -13,7 +13,6 @@ from detectron2.data import build_detection_test_loader, build_detection_train_l
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
-from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
@@ -22,7 +21,9 @@ from torch import nn
 from mpn_d2.data.association import build_association_loader, build_association_samples
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts
+from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.engine.sampler import ResumableSampler
 from mpn_d2.evaluation import build_evaluator, drop_missing
 
 logger = logging.getLogger(__name__)
@@ -39,9 +40,13 @@ class PoseTrainer(DefaultTrainer):
 
     last_results: dict[str, dict] = {}  # noqa: RUF012  replaced, never changed in place
 
+    def __init__(self, cfg: CfgNode) -> None:
+        check_training_config(cfg)
+        super().__init__(cfg)
+
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = build_model(cfg)
+        model = build_pose_model(cfg)
         total = sum(p.numel() for p in model.parameters())
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info(
@@ -82,9 +87,11 @@ class PoseTrainer(DefaultTrainer):
         """Batches of images; of people without images while only the assembly trains.
 
         Args:
-            start: batches that were already trained on (association samples continue there).
+            start: batches that were already trained on; the order continues there.
         """
-        assembly_only = list(cfg.MODEL.TRAIN_PARTS) == ["assembly"]
+        assembly_only = trains_without_images(cfg)
+        # The order must be the same when a run goes on: SEED -1 (random) counts as 0 here.
+        seed = max(cfg.SEED, 0)
         dicts = load_pose_dicts(
             cfg.DATASETS.TRAIN,
             is_train=True,
@@ -102,12 +109,16 @@ class PoseTrainer(DefaultTrainer):
                 samples,
                 cfg.SOLVER.IMS_PER_BATCH,
                 cfg.MODEL.PRN.CURRICULUM,
-                max(cfg.SEED, 0),
+                seed,
                 start=start,
             )
+        sampler = ResumableSampler(
+            size=len(dicts), seed=seed, start=start * cfg.SOLVER.IMS_PER_BATCH
+        )
         return build_detection_train_loader(
             dicts,
             mapper=PoseDatasetMapper(cfg, is_train=True),
+            sampler=sampler,
             total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
             aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
             num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -169,5 +180,15 @@ class PoseTrainer(DefaultTrainer):
         """
         self.checkpointer.strict = strict or (resume and self.checkpointer.has_checkpoint())
         super().resume_or_load(resume=resume)
-        if self.start_iter > 0 and list(self.cfg.MODEL.TRAIN_PARTS) == ["assembly"]:
-            self._trainer.data_loader = self.build_train_loader(self.cfg, start=self.start_iter)
+        if 0 < self.start_iter < self.max_iter:
+            loader = self.build_train_loader(self.cfg, start=self.start_iter)
+            self._trainer.reset_data_loader(lambda: loader)
+
+    def state_dict(self) -> dict:
+        # A checkpoint tells whose it is: stages of one OUTPUT_DIR do not resume one another.
+        return {**super().state_dict(), "train_parts": list(self.cfg.MODEL.TRAIN_PARTS)}
+
+
+def trains_without_images(cfg: CfgNode) -> bool:
+    """Whether only the assembly trains, which needs annotations alone."""
+    return list(cfg.MODEL.TRAIN_PARTS) == ["assembly"]

@@ -1,0 +1,122 @@
+"""Models from configs, and what is wrong with a config in one line that names the key."""
+
+from __future__ import annotations
+
+import traceback
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import (
+    ANCHOR_GENERATOR_REGISTRY,
+    BACKBONE_REGISTRY,
+    META_ARCH_REGISTRY,
+    build_model,
+)
+from detectron2.utils import comm
+from torch import nn
+
+# What Detectron2's and PyTorch's constructors raise at values that they cannot use.
+_BUILD_ERRORS = (
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ZeroDivisionError,
+)
+
+
+def build_pose_model(cfg: CfgNode) -> nn.Module:
+    """Detectron2's build_model, on MODEL.DEVICE, without weights.
+
+    Raises:
+        ValueError: a config that no model can be built from; names the key where it is known.
+    """
+    _check_model_config(cfg)
+    try:
+        return build_model(cfg)
+    except _BUILD_ERRORS as error:
+        raise ValueError(f"config: {_reason(cfg, error)}") from error
+
+
+def check_training_config(cfg: CfgNode) -> None:
+    """Raises a ValueError that names the first key whose value cannot be trained with."""
+    for key in ("IMS_PER_BATCH", "MAX_ITER", "CHECKPOINT_PERIOD"):
+        if cfg.SOLVER[key] < 1:
+            raise ValueError(f"SOLVER.{key} is {cfg.SOLVER[key]}: at least 1 is needed")
+    world = comm.get_world_size()
+    if cfg.SOLVER.IMS_PER_BATCH % world:
+        raise ValueError(
+            f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}: it must be a multiple of the "
+            f"{world} processes"
+        )
+    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise ValueError(
+            f"SOLVER.AMP.ENABLED is True, which needs a GPU, but MODEL.DEVICE is "
+            f"{cfg.MODEL.DEVICE!r}"
+        )
+
+
+def _check_model_config(cfg: CfgNode) -> None:
+    for key, registry in (
+        ("MODEL.META_ARCHITECTURE", META_ARCH_REGISTRY),
+        ("MODEL.BACKBONE.NAME", BACKBONE_REGISTRY),
+        ("MODEL.POSE_FPN.BOTTOM_UP", BACKBONE_REGISTRY),
+        ("MODEL.ANCHOR_GENERATOR.NAME", ANCHOR_GENERATOR_REGISTRY),
+    ):
+        value = _value(cfg, key)
+        if value not in registry:
+            known = ", ".join(sorted(name for name, _ in registry))
+            raise ValueError(f"{key} is {value!r}; choose one of {known}")
+    crop = cfg.MODEL.PRN.CROP
+    if len(crop) != 2 or not all(isinstance(side, int) and side > 0 for side in crop):
+        raise ValueError(
+            f"MODEL.PRN.CROP is {tuple(crop)}: a height and a width in cells are needed"
+        )
+    _check_device(cfg.MODEL.DEVICE)
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"MODEL.DEVICE is {name!r}: {_first_line(error)}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"MODEL.DEVICE is {name!r}, but PyTorch sees {torch.cuda.device_count()} GPUs here: "
+            "check the driver, or give MODEL.DEVICE cpu"
+        )
+
+
+def _reason(cfg: CfgNode, error: Exception) -> str:
+    """One line; a failed look-up tells only the value, so the keys that hold it are named."""
+    if isinstance(error, KeyError) and error.args:
+        keys = _keys_holding(cfg, error.args[0])
+        if keys:
+            return f"nothing is called {error.args[0]!r}, which {' or '.join(keys)} names"
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(frame.filename).name}: {frame.line}"
+    return f"{type(error).__name__} {_first_line(error)} ({place})"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "without a message").splitlines()[0]
+
+
+def _value(cfg: CfgNode, key: str) -> object:
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
+
+
+def _keys_holding(cfg: CfgNode, value: object, prefix: str = "") -> list[str]:
+    """Keys whose value is `value` or a list with it; the overlays of stages left aside."""
+    keys = []
+    for name, held in cfg.items():
+        if isinstance(held, CfgNode):
+            if prefix or name != "STAGES":
+                keys += _keys_holding(held, value, f"{prefix}{name}.")
+        elif value in (held if isinstance(held, list | tuple) else [held]):
+            keys.append(prefix + name)
+    return keys
