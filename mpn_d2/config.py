@@ -52,6 +52,10 @@ def load_config(config_file: str, options: list[str] | None = None) -> CN:
                 f"{config_file}: it, or a file that its _BASE_ names, is not a config of "
                 f"KEY: VALUE lines ({error})"
             ) from error
+    for stage in cfg.STAGES.values():
+        if isinstance(stage, CN):
+            # Sections that came from the file take any key too.
+            stage.set_new_allowed(True)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     merge_options(cfg, options or [])

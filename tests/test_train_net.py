@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ def train_net(*arguments: str, **env: str) -> subprocess.CompletedProcess:
 
 
 DEMO = ("--config-file", "configs/quick/demo.yaml")
+TINY = ("INPUT.MIN_SIZE_TRAIN", "(96,)", "MODEL.PRN.NODES", "4", "SOLVER.MAX_ITER", "1")
 MISTAKES = {
     "config missing": (("--config-file", "configs/none.yaml"), "configs/none.yaml not found"),
     "unknown key": ((*DEMO, "MODEL.NOTHING", "1"), "no config key MODEL.NOTHING"),
@@ -40,6 +42,11 @@ MISTAKES = {
         (*DEMO, "MODEL.WEIGHTS", "/nowhere/model.pth"),
         "weights /nowhere/model.pth not found: check MODEL.WEIGHTS",
     ),
+    "GPUs not there": ((*DEMO, "--num-gpus", "99"), "--num-gpus 99, but PyTorch sees "),
+    "no stage before": (
+        (*DEMO, "--stage", "person", *TINY),
+        "keypoint parts would stay untrained, MODEL.WEIGHTS '' has no backbone.bottom_up.",
+    ),
     "nothing to evaluate": ((*DEMO, "--eval-only"), "nothing to evaluate: give MODEL.WEIGHTS"),
 }
 
@@ -55,6 +62,35 @@ def test_mistakes_end_in_one_line(mistake, tmp_path):
     assert len(lines) == 1 and message in lines[0]
     assert "Traceback" not in done.stderr
     assert not list((tmp_path).glob("out/*.pth"))
+
+
+def test_a_missing_image_is_named_by_the_loader_worker(tmp_path, sample_dir):
+    coco = tmp_path / "data" / "coco"
+    (coco / "train2017").mkdir(parents=True)
+    (coco / "annotations").mkdir()
+    shutil.copyfile(
+        sample_dir / "annotations" / "person_keypoints_train.json",
+        coco / "annotations" / "person_keypoints_train2017.json",
+    )
+    options = ["--stage", "keypoint", *TINY, "DATALOADER.NUM_WORKERS", "1"]
+    options += ["DATASETS.TRAIN", "('keypoints_coco_2017_train',)"]
+    options += ["OUTPUT_DIR", str(tmp_path / "out")]
+    done = train_net(*DEMO, *options, DETECTRON2_DATASETS=str(tmp_path / "data"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert str(coco / "train2017") in line and ".jpg" in line
+    assert "DataLoader worker" not in line
+
+
+def test_messages_of_the_chain_reach_stdout_and_the_log(tmp_path):
+    out = tmp_path / "out"
+    options = [*TINY, "DATALOADER.NUM_WORKERS", "0", "DATASETS.TEST", "()"]
+    done = train_net(*DEMO, *options, "OUTPUT_DIR", str(out))
+    assert done.returncode == 0, done.stderr[-2000:]
+    for text in (done.stdout, (out / "log.txt").read_text()):
+        assert "Stage 1 of 3, keypoint" in text and "Stage 3 of 3, assembly" in text
+        assert "parameters" in text and "of them trained (person)" in text
 
 
 def test_package_without_detectron2_says_how_to_get_it(tmp_path):

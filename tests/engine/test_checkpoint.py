@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.engine.checkpoint import PoseCheckpointer, read_progress
 
 
 class Small(nn.Module):
@@ -123,3 +123,51 @@ def test_no_network_says_what_to_do(monkeypatch):
     monkeypatch.setattr(checkpointer.path_manager, "get_local_path", offline)
     with pytest.raises(FileNotFoundError, match=r"detectron2://x\.pkl.*MODEL\.WEIGHTS, or train"):
         checkpointer.load("detectron2://x.pkl")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.pyth", {"weights": {}}, r"a\.pyth .*keeps its weights in 'model_state'"),
+        ("a.pyth", [1], r"a\.pyth .*it holds a list"),
+        ("a.pth", {"model": [1]}, r"a\.pth .*its 'model' is a list"),
+        ("a.pth", {"model": {"first.weight": 3}}, r"a\.pth .*its 'first\.weight' is a int"),
+        ("a.pth", {"model": {1: torch.zeros(1)}}, r"a\.pth .*its 1 is a Tensor"),
+    ],
+)
+def test_files_without_weights_are_named(tmp_path, name, content, message):
+    torch.save(content, tmp_path / name)
+    with pytest.raises(ValueError, match=message):
+        PoseCheckpointer(Small()).load(str(tmp_path / name))
+
+
+def test_pycls_weights_load(tmp_path):
+    torch.save({"model_state": {"first.weight": torch.ones(3, 2)}}, tmp_path / "a.pyth")
+    model = Small()
+    PoseCheckpointer(model).load(str(tmp_path / "a.pyth"))
+    assert (model.first.weight == 1).all()
+
+
+def test_what_was_not_loaded(tmp_path):
+    PoseCheckpointer(Small(4), str(tmp_path)).save("small")
+    checkpointer = PoseCheckpointer(Small(extra=True))
+    whole = {"first.weight", "first.bias", "extra.weight", "extra.bias"}
+    assert checkpointer.not_loaded == whole
+    checkpointer.load("")
+    assert checkpointer.not_loaded == whole
+    PoseCheckpointer(Small(3), str(tmp_path)).save("small")
+    checkpointer.load(str(tmp_path / "small.pth"))
+    assert checkpointer.not_loaded == {"extra.weight", "extra.bias"}
+
+
+def test_progress_of_a_checkpoint(tmp_path):
+    checkpointer = PoseCheckpointer(Small(), str(tmp_path))
+    checkpointer.save("plain")
+    assert read_progress(str(tmp_path / "plain.pth")) == {"iteration": -1, "train_parts": None}
+    checkpointer.save("told", iteration=7, trainer={"train_parts": ["person"]})
+    assert read_progress(str(tmp_path / "told.pth")) == {"iteration": 7, "train_parts": ["person"]}
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth not found, which last_checkpoint"):
+        read_progress(str(tmp_path / "gone.pth"))
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "told.pth").read_bytes()[:300])
+    with pytest.raises(ValueError, match=r"cut\.pth is not a checkpoint"):
+        read_progress(str(tmp_path / "cut.pth"))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 import torch
 
+from mpn_d2.config import load_config
 from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.engine import stages
-from mpn_d2.engine.stages import evaluate, train, trained_weights
+from mpn_d2.engine.stages import evaluate, save_results, stage_config, train, trained_weights
+from mpn_d2.engine.trainer import PoseTrainer
 
 TINY = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96", "MODEL.PRN.NODES", "8"]
 TINY += ["SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2"]
 TINY += ["DATASETS.TEST", "('coco_sample_val',)", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.01"]
+
+NO_TEST = ["DATASETS.TEST", "()"]
+KEYPOINT_PARTS = ("backbone.bottom_up.", "backbone.keypoint_fpn.", "keypoint_head.")
 
 
 @pytest.fixture()
@@ -26,8 +34,36 @@ def run(tmp_path, paper_config):
     return run
 
 
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """Folder of a finished chain, two iterations a stage, every one saved. To be copied."""
+    register_pose_datasets()
+    out = tmp_path_factory.mktemp("chain") / "out"
+    options = [*TINY, "OUTPUT_DIR", str(out), "SOLVER.CHECKPOINT_PERIOD", "1"]
+    train(
+        load_config("configs/quick/demo.yaml", [*options, *NO_TEST]), "all", options, resume=False
+    )
+    return out
+
+
+@pytest.fixture()
+def out(chain, tmp_path):
+    """A copy of the finished chain in the folder that `run` works in."""
+    return shutil.copytree(chain, tmp_path / "out")
+
+
 def weights(path):
     return torch.load(path, weights_only=True)["model"]
+
+
+def iteration(path):
+    return torch.load(path, weights_only=True)["iteration"]
+
+
+def parts_equal(a, b, *prefixes):
+    names = [n for n in a if n.startswith(prefixes)]
+    assert names
+    return all(torch.equal(a[n], b[n]) for n in names)
 
 
 def test_chain_hands_on_weights_and_repeats_its_evaluation(run, tmp_path):
@@ -120,5 +156,194 @@ def test_weights_of_another_config_are_refused(run, tmp_path, paper_config):
 
 
 def test_nothing_to_train_is_named(run):
-    with pytest.raises(ValueError, match="nobody|nothing to train|no person"):
+    with pytest.raises(
+        ValueError, match=r"no person in coco_sample_train has MODEL\.PRN\.MIN_KEYPOINTS"
+    ):
         run("assembly", ["MODEL.PRN.MIN_KEYPOINTS", "99"])
+
+
+# ------------------------------------------------------------- going on where a run stopped
+
+
+def test_chain_killed_before_model_final_goes_on(run, out):
+    for stage in ("person", "assembly"):
+        (out / stage / "model_final.pth").unlink()
+    (out / "model_final.pth").unlink()
+    (out / "person/last_checkpoint").write_text("model_0000001.pth")
+    shutil.rmtree(out / "assembly")
+    trained = weights(out / "person/model_0000001.pth")
+    _, results = run(options=["SOLVER.CHECKPOINT_PERIOD", "1"], resume=True)
+    assert iteration(out / "person/model_final.pth") == 1
+    final = weights(out / "model_final.pth")
+    assert parts_equal(trained, final, *KEYPOINT_PARTS, "head.", "backbone.person_fpn.")
+    assert set(results) == {"coco_sample_val"}
+
+
+def test_a_finished_stage_without_test_dataset_is_left_alone(run, out):
+    (out / "assembly/last_checkpoint").write_text("model_0000001.pth")
+    (out / "assembly/model_final.pth").unlink()
+    folder = ["OUTPUT_DIR", str(out / "assembly")]
+    assert run("assembly", [*folder, *NO_TEST], resume=True)[1] == {}
+    assert (out / "assembly/last_checkpoint").read_text() == "model_final.pth"
+    assert iteration(out / "assembly/model_final.pth") == 1
+
+
+def test_a_larger_max_iter_trains_on(run, out):
+    _, results = run(options=["STAGES.PERSON.SOLVER.MAX_ITER", "4", *NO_TEST], resume=True)
+    assert results == {}
+    steps = {}
+    for stage in ("keypoint", "person", "assembly"):
+        saved = torch.load(out / stage / "model_final.pth", weights_only=True)
+        state = saved["trainer"]["_trainer"]["optimizer"]["state"]
+        steps[stage] = (saved["iteration"], {int(s["step"]) for s in state.values()})
+    # Person went on from its Adam state; assembly starts anew on the weights that changed.
+    assert steps == {"keypoint": (1, {2}), "person": (3, {4}), "assembly": (1, {2})}
+    person, final = weights(out / "person/model_final.pth"), weights(out / "model_final.pth")
+    assert parts_equal(person, final, "head.", "backbone.person_fpn.")
+
+
+def test_a_new_chain_does_not_resume_an_older_one(run, out, monkeypatch):
+    def dies(cfg, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "_train_stage", dies)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert not (out / "person/last_checkpoint").exists()
+    assert not (out / "assembly/last_checkpoint").exists()
+
+
+def test_resumed_images_are_those_of_an_uninterrupted_run(run, tmp_path, monkeypatch):
+    real = PoseTrainer.build_train_loader
+    seen = []
+
+    def recording(cls, cfg, start=0):
+        for batch in real(cfg, start=start):
+            seen.append([x["image_id"] for x in batch])
+            yield batch
+
+    monkeypatch.setattr(PoseTrainer, "build_train_loader", classmethod(recording))
+    options = ["SOLVER.CHECKPOINT_PERIOD", "2", "SOLVER.MAX_ITER", "6", *NO_TEST]
+    options += ["DATALOADER.ASPECT_RATIO_GROUPING", "False"]
+    run("keypoint", [*options, "OUTPUT_DIR", str(tmp_path / "whole")])
+    whole = seen.copy()
+    # Twelve images: more than an epoch of the seven, in an order that is not the epoch's again.
+    assert len(whole) == 6 and len({i for batch in whole[:4] for i in batch}) == 7
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for name in ("model_final.pth", "model_0000005.pth"):
+        (tmp_path / "cut" / name).unlink()
+    (tmp_path / "cut/last_checkpoint").write_text("model_0000003.pth")
+    seen.clear()
+    run("keypoint", [*options, "OUTPUT_DIR", str(tmp_path / "cut")], resume=True)
+    assert seen == whole[4:]
+    a, b = (weights(tmp_path / d / "model_final.pth") for d in ("whole", "cut"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ------------------------------------------------------------- weights of a single stage
+
+
+def test_a_later_stage_needs_trained_parts_under_it(run, out, tmp_path):
+    with pytest.raises(
+        ValueError, match=r"keypoint parts would stay untrained.*'' has no backbone"
+    ):
+        run("person", ["OUTPUT_DIR", str(tmp_path / "empty"), *NO_TEST])
+    options = ["MODEL.POSE_FPN.SHARED", "True", "MODEL.RETINANET.IN_FEATURES"]
+    options += ["['p3', 'p4', 'p5', 'p6', 'p7']", *NO_TEST]
+    with pytest.raises(ValueError, match=r"has no backbone\.fpn\."):
+        run("person", ["MODEL.WEIGHTS", str(out / "keypoint/model_final.pth"), *options])
+    assert not list((tmp_path / "empty").glob("*.pth"))
+
+
+def test_a_later_stage_starts_from_the_one_before(run, chain, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(chain / "keypoint", out / "keypoint")
+    run("person", NO_TEST)
+    keypoint, person = weights(chain / "keypoint/model_final.pth"), weights(out / "model_final.pth")
+    assert parts_equal(keypoint, person, *KEYPOINT_PARTS)
+    assert not parts_equal(keypoint, person, "head.")
+    # --resume right after another stage in the same folder is a start, from that stage.
+    run("assembly", NO_TEST, resume=True)
+    assert parts_equal(person, weights(out / "model_final.pth"), *KEYPOINT_PARTS, "head.")
+    assert iteration(out / "model_final.pth") == 1
+
+
+def test_the_assembly_alone_keeps_the_image_parts_of_a_chain(run, out):
+    before = weights(out / "model_final.pth")
+    run("assembly", NO_TEST)
+    after = weights(out / "model_final.pth")
+    assert parts_equal(before, after, *KEYPOINT_PARTS, "head.", "backbone.person_fpn.")
+    assert not parts_equal(before, after, "assembler.")
+
+
+def test_the_assembly_without_weights_only_warns(run, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(stages.logger, "warning", lambda text, *a: warnings.append(text % a))
+    run("assembly", NO_TEST)
+    assert len(warnings) == 1 and "keypoint and person parts would stay untrained" in warnings[0]
+
+
+# ------------------------------------------------------------- configs and evaluation
+
+
+def test_a_stage_option_wins_over_a_global_one_on_the_same_line(paper_config):
+    for options in (
+        ["SOLVER.BASE_LR", "0.5", "STAGES.PERSON.SOLVER.BASE_LR", "0.25"],
+        ["STAGES.PERSON.SOLVER.BASE_LR", "0.25", "SOLVER.BASE_LR", "0.5"],
+    ):
+        cfg = paper_config("quick/demo.yaml", options)
+        assert stage_config(cfg, "person", options).SOLVER.BASE_LR == 0.25
+        assert stage_config(cfg, "keypoint", options).SOLVER.BASE_LR == 0.5
+
+
+def test_a_section_of_a_stage_takes_keys_that_its_file_does_not_set(paper_config):
+    options = ["STAGES.PERSON.SOLVER.WARMUP_ITERS", "7"]
+    cfg = paper_config("quick/demo.yaml", options)
+    assert stage_config(cfg, "person", options).SOLVER.WARMUP_ITERS == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["STAGES.ASSEMBLY.SOLVER.NOTHING", "1"], r"STAGES\.ASSEMBLY: .*SOLVER\.NOTHING"),
+        (["STAGES.ASSEMBLY.SOLVER.IMS_PER_BATCH", "0"], r"SOLVER\.IMS_PER_BATCH is 0"),
+        (["STAGES.ORDER", "['keypoint', 'box']"], r"STAGES\.ORDER is .*'box'.*person"),
+        (["STAGES.ORDER", "[]"], r"STAGES\.ORDER is \[\]"),
+    ],
+)
+def test_the_whole_chain_is_checked_before_it_trains(run, monkeypatch, options, message):
+    monkeypatch.setattr(stages, "_train_stage", lambda *a, **k: pytest.fail("a stage trained"))
+    with pytest.raises(ValueError, match=message):
+        run(options=options)
+
+
+def test_evaluation_follows_last_checkpoint(out, paper_config, monkeypatch):
+    cfg = paper_config("quick/demo.yaml", [*TINY, "OUTPUT_DIR", str(out)])
+    assert (out / "last_checkpoint").read_text() == "model_final.pth"
+    assert trained_weights(cfg) == str(out / "model_final.pth")
+    (out / "last_checkpoint").write_text("model_0000001.pth")
+    assert trained_weights(cfg) == str(out / "model_0000001.pth")
+    (out / "last_checkpoint").unlink()
+    assert trained_weights(cfg) == str(out / "model_final.pth")
+    cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS = str(out / "none"), "given.pth"
+    assert trained_weights(cfg) == "given.pth"
+
+
+def test_evaluation_says_which_file(out, paper_config, monkeypatch):
+    said = []
+    monkeypatch.setattr(stages.logger, "info", lambda text, *a: said.append(text % a))
+    evaluate(
+        paper_config("quick/demo.yaml", [*TINY, "EVAL.TASKS", "['bbox']"]),
+        weights=str(out / "model_final.pth"),
+    )
+    assert said == [f"Evaluating {out / 'model_final.pth'} on coco_sample_val"]
+
+
+def test_results_without_numbers_leave_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    save_results({"set": {"bbox": {"AP": None}}}, str(path))
+    old = path.read_text()
+    with pytest.raises(ValueError, match="JSON"):
+        save_results({"set": {"bbox": {"AP": float("nan")}}}, str(path))
+    assert path.read_text() == old and os.listdir(tmp_path) == ["results.json"]

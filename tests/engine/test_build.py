@@ -1,0 +1,104 @@
+"""Values that no model can be built from or trained with: one line that names the key."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from mpn_d2.config import load_config
+from mpn_d2.engine.build import build_pose_model, check_training_config
+from mpn_d2.engine.predictor import ImagePredictor
+from mpn_d2.engine.trainer import PoseTrainer
+
+MODEL_MISTAKES = {
+    "MODEL.META_ARCHITECTURE Nothing": r"MODEL\.META_ARCHITECTURE is 'Nothing'; .*MultiPoseNet",
+    "MODEL.BACKBONE.NAME Nothing": r"MODEL\.BACKBONE\.NAME is 'Nothing'; .*PosePyramids",
+    "MODEL.POSE_FPN.BOTTOM_UP x": r"MODEL\.POSE_FPN\.BOTTOM_UP is 'x'; .*build_resnet_backbone",
+    "MODEL.KP_SUBNET.NAME x": r"MODEL\.KP_SUBNET\.NAME is 'x'; .*KeypointSubnet",
+    "MODEL.ASSEMBLER.NAME x": r"MODEL\.ASSEMBLER\.NAME is 'x'; .*GridAssembler",
+    "MODEL.RESNETS.NORM XX": r"'XX', which MODEL\.RESNETS\.NORM names",
+    "MODEL.RESNETS.DEPTH 19": r"19, which MODEL\.RESNETS\.DEPTH names",
+    "MODEL.RETINANET.IN_FEATURES ['p3','p9']": r"'p9', which MODEL\.RETINANET\.IN_FEATURES names",
+    "MODEL.PRN.CROP (56,)": r"MODEL\.PRN\.CROP is \(56,\)",
+    "MODEL.PRN.CROP (56,0)": r"MODEL\.PRN\.CROP is \(56, 0\)",
+    "MODEL.DEVICE cuda:99": r"MODEL\.DEVICE is 'cuda:99', but PyTorch sees \d+ GPUs",
+    "MODEL.DEVICE gpu": r"MODEL\.DEVICE is 'gpu'",
+    # Assertions without a message still show what was asked for.
+    "MODEL.FPN.FUSE_TYPE x": r"config: AssertionError .*fpn\.py: assert fuse_type in",
+}
+TRAINING_MISTAKES = {
+    "SOLVER.IMS_PER_BATCH 0": r"SOLVER\.IMS_PER_BATCH is 0",
+    "SOLVER.MAX_ITER 0": r"SOLVER\.MAX_ITER is 0",
+    "SOLVER.CHECKPOINT_PERIOD 0": r"SOLVER\.CHECKPOINT_PERIOD is 0",
+    "SOLVER.AMP.ENABLED True": r"SOLVER\.AMP\.ENABLED is True, which needs a GPU.*'cpu'",
+}
+
+
+@pytest.mark.parametrize("mistake", MODEL_MISTAKES)
+def test_model_mistakes(mistake, paper_config):
+    cfg = paper_config("quick/demo.yaml", ["MODEL.PRN.NODES", "8", *mistake.split(" ", 1)])
+    with pytest.raises(ValueError, match=MODEL_MISTAKES[mistake]) as caught:
+        build_pose_model(cfg)
+    assert "\n" not in str(caught.value)
+
+
+def test_trainer_and_predictor_build_alike(paper_config):
+    cfg = paper_config("quick/demo.yaml", ["MODEL.RESNETS.NORM", "XX"])
+    for build in (PoseTrainer.build_model, lambda cfg: ImagePredictor(cfg, "weights.pth")):
+        with pytest.raises(ValueError, match=r"'XX', which MODEL\.RESNETS\.NORM names"):
+            build(cfg)
+
+
+@pytest.mark.parametrize("mistake", TRAINING_MISTAKES)
+def test_training_mistakes(mistake, paper_config):
+    cfg = paper_config("quick/demo.yaml", mistake.split(" "))
+    for check in (check_training_config, PoseTrainer):
+        with pytest.raises(ValueError, match=TRAINING_MISTAKES[mistake]):
+            check(cfg)
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_batch_is_shared_out_evenly(processes, paper_config, monkeypatch):
+    cfg = paper_config("quick/demo.yaml", ["SOLVER.IMS_PER_BATCH", "4"])
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: processes)
+    if processes == 2:
+        check_training_config(cfg)
+    else:
+        with pytest.raises(ValueError, match=r"IMS_PER_BATCH is 4: .* multiple of the 3"):
+            check_training_config(cfg)
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "hello", "_BASE_: empty.yaml\n", "VERSION: x"])
+def test_files_that_are_no_configs(tmp_path, text):
+    (tmp_path / "empty.yaml").touch()
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"bad\.yaml: .*not a config of KEY: VALUE lines"):
+        load_config(str(tmp_path / "bad.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("STAGES.PERSON.SOLVER.MAX_ITER.X", "1", "no config key STAGES.PERSON.SOLVER.MAX_ITER.X"),
+        ("SOLVER.MAX_ITER.X", "1", "no config key SOLVER.MAX_ITER.X; near: SOLVER.MAX_ITER"),
+        ("MODEL.RESNETS", "50", "MODEL.RESNETS is a section of keys, not one value"),
+    ],
+)
+def test_keys_inside_values_and_values_for_sections(key, value, message):
+    with pytest.raises(ValueError) as caught:
+        load_config("configs/quick/demo.yaml", [key, value])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_configs_of_a_newer_and_an_older_detectron2_load(tmp_path, caplog):
+    saved = load_config("configs/quick/demo.yaml").dump()
+    lines = [line for line in saved.splitlines() if not line.startswith("FLOAT32_PRECISION")]
+    older, newer = tmp_path / "older.yaml", tmp_path / "newer.yaml"
+    older.write_text("\n".join(lines))
+    newer.write_text("\n".join(["FLOAT32_PRECISION: ''", *lines]))
+    assert load_config(str(older)) == load_config(str(newer))
+    if "FLOAT32_PRECISION" not in load_config(""):
+        with caplog.at_level(logging.WARNING):
+            load_config(str(newer))
+        assert "FLOAT32_PRECISION" in caplog.text
