@@ -25,6 +25,7 @@ from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.sampler import ResumableSampler
 from mpn_d2.evaluation import build_evaluator, drop_missing
+from mpn_d2.structures.skeleton import get_skeleton
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +100,11 @@ class PoseTrainer(DefaultTrainer):
             keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and not assembly_only,
         )
         if assembly_only:
-            samples = build_association_samples(dicts, cfg.MODEL.PRN.MIN_KEYPOINTS)
-            if not samples:
-                raise ValueError(
-                    f"no person in {', '.join(cfg.DATASETS.TRAIN)} has MODEL.PRN.MIN_KEYPOINTS "
-                    f"= {cfg.MODEL.PRN.MIN_KEYPOINTS} labelled keypoints"
-                )
+            samples = build_association_samples(
+                dicts,
+                cfg.MODEL.PRN.MIN_KEYPOINTS,
+                get_skeleton(cfg.MODEL.SKELETON).num_keypoints,
+            )
             return build_association_loader(
                 samples,
                 cfg.SOLVER.IMS_PER_BATCH,
