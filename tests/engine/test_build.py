@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.predictor import ImagePredictor
 from mpn_d2.engine.trainer import PoseTrainer
 
+DEMO = str(Path(__file__).resolve().parents[2] / "configs" / "quick" / "demo.yaml")
 MODEL_MISTAKES = {
     "MODEL.META_ARCHITECTURE Nothing": r"MODEL\.META_ARCHITECTURE is 'Nothing'; .*MultiPoseNet",
     "MODEL.BACKBONE.NAME Nothing": r"MODEL\.BACKBONE\.NAME is 'Nothing'; .*PosePyramids",
@@ -87,12 +89,12 @@ def test_files_that_are_no_configs(tmp_path, text):
 )
 def test_keys_inside_values_and_values_for_sections(key, value, message):
     with pytest.raises(ValueError) as caught:
-        load_config("configs/quick/demo.yaml", [key, value])
+        load_config(DEMO, [key, value])
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_configs_of_a_newer_and_an_older_detectron2_load(tmp_path, caplog):
-    saved = load_config("configs/quick/demo.yaml").dump()
+    saved = load_config(DEMO).dump()
     lines = [line for line in saved.splitlines() if not line.startswith("FLOAT32_PRECISION")]
     older, newer = tmp_path / "older.yaml", tmp_path / "newer.yaml"
     older.write_text("\n".join(lines))

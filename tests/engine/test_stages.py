@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ TINY = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96", "MODEL.PRN
 TINY += ["SOLVER.MAX_ITER", "2", "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2"]
 TINY += ["DATASETS.TEST", "('coco_sample_val',)", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.01"]
 
+DEMO = str(Path(__file__).resolve().parents[2] / "configs" / "quick" / "demo.yaml")
 NO_TEST = ["DATASETS.TEST", "()"]
 KEYPOINT_PARTS = ("backbone.bottom_up.", "backbone.keypoint_fpn.", "keypoint_head.")
 
@@ -40,9 +42,7 @@ def chain(tmp_path_factory):
     register_pose_datasets()
     out = tmp_path_factory.mktemp("chain") / "out"
     options = [*TINY, "OUTPUT_DIR", str(out), "SOLVER.CHECKPOINT_PERIOD", "1"]
-    train(
-        load_config("configs/quick/demo.yaml", [*options, *NO_TEST]), "all", options, resume=False
-    )
+    train(load_config(DEMO, [*options, *NO_TEST]), "all", options, resume=False)
     return out
 
 
@@ -212,6 +212,16 @@ def test_a_new_chain_does_not_resume_an_older_one(run, out, monkeypatch):
             run()
     assert not (out / "person/last_checkpoint").exists()
     assert not (out / "assembly/last_checkpoint").exists()
+
+
+def test_a_stage_that_starts_anew_forgets_what_it_had(run, out, monkeypatch):
+    def dies(trainer):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PoseTrainer, "train", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run("assembly", NO_TEST)
+    assert not (out / "last_checkpoint").exists() and (out / "model_final.pth").exists()
 
 
 def test_resumed_images_are_those_of_an_uninterrupted_run(run, tmp_path, monkeypatch):
