@@ -150,7 +150,7 @@ def draw(cfg: CfgNode, weights: str, output: Path) -> None:
         write_png(output / f"{split}.png", contact_sheet(pictures))
 
 
-def contact_sheet(pictures: list[np.ndarray], columns: int = 3, height: int = 300) -> np.ndarray:
+def contact_sheet(pictures: list[np.ndarray], columns: int = 4, height: int = 260) -> np.ndarray:
     """All pictures at one height, in rows on white."""
     small = [
         cv2.resize(
