@@ -156,9 +156,7 @@ def test_weights_of_another_config_are_refused(run, tmp_path, paper_config):
 
 
 def test_nothing_to_train_is_named(run):
-    with pytest.raises(
-        ValueError, match=r"no person in coco_sample_train has MODEL\.PRN\.MIN_KEYPOINTS"
-    ):
+    with pytest.raises(ValueError, match=r"no person to train .* MODEL\.PRN\.MIN_KEYPOINTS"):
         run("assembly", ["MODEL.PRN.MIN_KEYPOINTS", "99"])
 
 
