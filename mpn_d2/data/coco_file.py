@@ -181,7 +181,12 @@ def _check_people(people: list[dict], person_id: int, path: str) -> CocoSummary:
             without_area = where
         image_id = annotation["image_id"]
         per_image[image_id] = per_image.get(image_id, 0) + 1
-        if _is_dropped(annotation.get("segmentation")):
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list) and not all(isinstance(p, list) for p in segmentation):
+            raise ValueError(
+                f"{where} has a segmentation that is no list of polygons: give [[x, y, x, y, ...]]"
+            )
+        if _is_dropped(segmentation):
             dropped.setdefault(image_id, []).append(annotation)
     return CocoSummary(person_id, count, without_area, per_image, dropped)
 

@@ -112,6 +112,7 @@ FAULTS = {
     "two lengths": (_second(keypoints=[1, 1, 2] * 14), r"annotation 12 .* 14 keypoints, .* 17"),
     "no triples": (_second(keypoints=[1, 1, 2, 4]), r"annotation 12 .* finite numbers x, y, v"),
     "null joint": (_second(keypoints=[None, 1, 2] * K), r"annotation 12 .* finite numbers x, y, v"),
+    "flat polygon": (_second(segmentation=[1, 1, 9, 1, 9, 9]), r"annotation 12 .*no list of poly"),
     "no categories": (lambda c: c.pop("categories"), r" has no categories: add"),
     "unnamed": (lambda c: c["categories"][0].pop("name"), r"a category has no 'id' or no 'name'"),
     "no list": (lambda c: c.update(annotations=None), r"'annotations' is no list"),
