@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -51,3 +53,24 @@ def paper_config():
         )
 
     return load
+
+
+@pytest.fixture()
+def register_coco(tmp_path: Path) -> Iterator[Callable[..., str]]:
+    """register_coco(content, **metadata) -> name of a dataset that is gone after the test."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.datasets import register_coco_instances
+
+    names = []
+
+    def register(content: dict, **metadata: object) -> str:
+        names.append(f"mpn_test_{len(names)}")
+        file = tmp_path / f"{names[-1]}.json"
+        file.write_text(json.dumps(content))
+        register_coco_instances(names[-1], metadata, str(file), str(tmp_path))
+        return names[-1]
+
+    yield register
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 
 from mpn_d2.data import load_pose_dicts
 from mpn_d2.data.coco_file import check_coco_file, people_only
@@ -19,24 +18,6 @@ from mpn_d2.structures.skeleton import get_skeleton
 
 COCO = get_skeleton("coco")
 K = COCO.num_keypoints
-
-
-@pytest.fixture
-def register(tmp_path: Path) -> Iterator[Callable[..., str]]:
-    """Registers COCO content under a new name; gone after the test."""
-    names = []
-
-    def make(content: dict, **metadata: object) -> str:
-        names.append(f"mpn_file_test_{len(names)}")
-        file = tmp_path / f"{names[-1]}.json"
-        file.write_text(json.dumps(content))
-        register_coco_instances(names[-1], metadata, str(file), str(tmp_path))
-        return names[-1]
-
-    yield make
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def _annotation(number: int, image: int = 1, category: int = 1, **changes: object) -> dict:
@@ -126,9 +107,9 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_faults_are_named_in_one_line_by_every_reader(register: Callable, fault: str) -> None:
+def test_faults_are_named_in_one_line_by_every_reader(register_coco: Callable, fault: str) -> None:
     change, message = FAULTS[fault]
-    name = register(_broken(change))
+    name = register_coco(_broken(change))
     file = Path(MetadataCatalog.get(name).json_file).name
     for reader, read in READERS.items():
         with pytest.raises(ValueError, match=message) as info:
@@ -136,17 +117,17 @@ def test_faults_are_named_in_one_line_by_every_reader(register: Callable, fault:
         assert file in str(info.value) and "\n" not in str(info.value), reader
 
 
-def test_keypoints_must_be_the_skeletons(register: Callable) -> None:
+def test_keypoints_must_be_the_skeletons(register_coco: Callable) -> None:
     content = _content(*[_annotation(i, keypoints=[4, 5, 2] * 14) for i in (1, 2)])
     names = {"keypoint_names": COCO.keypoint_names, "keypoint_flip_map": COCO.keypoint_flip_map}
     with pytest.raises(ValueError, match=r"people have 14 keypoints, the dataset's skeleton 17"):
-        load_pose_dicts(register(content, **names), is_train=False)
-    assert len(load_pose_dicts(register(content), is_train=False)) == 2
+        load_pose_dicts(register_coco(content, **names), is_train=False)
+    assert len(load_pose_dicts(register_coco(content), is_train=False)) == 2
 
 
 @pytest.mark.parametrize("keypoints", [None, []])
-def test_null_keypoints_are_none(register: Callable, keypoints: object) -> None:
-    name = register(_content(_annotation(1, keypoints=keypoints), _annotation(2)))
+def test_null_keypoints_are_none(register_coco: Callable, keypoints: object) -> None:
+    name = register_coco(_content(_annotation(1, keypoints=keypoints), _annotation(2)))
     first, second = load_pose_dicts(name, is_train=True, min_keypoints_per_image=2)[0][
         "annotations"
     ]
@@ -156,10 +137,10 @@ def test_null_keypoints_are_none(register: Callable, keypoints: object) -> None:
     assert evaluator.evaluate()["keypoints"]["AP"] == 0
 
 
-def test_area_is_asked_for_by_coco_metrics_alone(register: Callable) -> None:
+def test_area_is_asked_for_by_coco_metrics_alone(register_coco: Callable) -> None:
     annotations = [_annotation(1), _annotation(2)]
     del annotations[1]["area"]
-    name = register(_content(*annotations))
+    name = register_coco(_content(*annotations))
     for task in ("bbox", "keypoints"):
         with pytest.raises(ValueError, match=r"\.json: annotation 2 of image 1 has no 'area'"):
             _evaluate(name, (task,))
@@ -182,8 +163,8 @@ def _zoo(person: int = 3) -> dict:
     return content
 
 
-def test_people_alone_are_loaded(register: Callable) -> None:
-    name = register(_zoo())
+def test_people_alone_are_loaded(register_coco: Callable) -> None:
+    name = register_coco(_zoo())
     for _ in range(2):
         first, second = load_pose_dicts(name, is_train=False)
         assert [a["bbox"][0] for a in first["annotations"]] == [3, 4]
@@ -191,10 +172,10 @@ def test_people_alone_are_loaded(register: Callable) -> None:
         assert second["annotations"] == []
     assert [d["image_id"] for d in load_pose_dicts(name, is_train=True)] == [1]
     # Beside a dataset of people alone: other categories are no reason to refuse.
-    assert len(load_pose_dicts([name, register(_content())], is_train=True)) == 2
+    assert len(load_pose_dicts([name, register_coco(_content())], is_train=True)) == 2
 
 
-def test_dicts_without_a_file(register: Callable) -> None:
+def test_dicts_without_a_file(register_coco: Callable) -> None:
     people = [
         {"bbox": [0, 0, 9, 9], "bbox_mode": 1, "category_id": i, "keypoints": [1.5, 1.5, 2] * K}
         for i in (0, 1, 1)
@@ -211,19 +192,19 @@ def test_dicts_without_a_file(register: Callable) -> None:
         MetadataCatalog.remove("mpn_file_test_dicts")
 
 
-def test_which_category_is_the_person(register: Callable) -> None:
+def test_which_category_is_the_person(register_coco: Callable) -> None:
     content = _content()
     content["categories"][0]["name"] = "pedestrian"
-    assert len(load_pose_dicts(register(content), is_train=True)[0]["annotations"]) == 2
+    assert len(load_pose_dicts(register_coco(content), is_train=True)[0]["annotations"]) == 2
     content["categories"].append({"id": 2, "name": "dog"})
-    name = register(content)
+    name = register_coco(content)
     for read in READERS.values():
         with pytest.raises(ValueError, match=r"\.json: .*pedestrian, dog.* 'person'"):
             read(name)
 
 
-def test_detectron2s_assertions_become_one_line(register: Callable) -> None:
-    name = register(_zoo(), thing_classes=["person"])
+def test_detectron2s_assertions_become_one_line(register_coco: Callable) -> None:
+    name = register_coco(_zoo(), thing_classes=["person"])
     with pytest.raises(ValueError, match=rf"dataset '{name}': .*thing_classes") as info:
         load_pose_dicts(name, is_train=False)
     assert "\n" not in str(info.value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,9 +16,8 @@ from mpn_d2.structures.skeleton import get_skeleton
 
 
 @pytest.fixture
-def make_dataset(tmp_path: Path) -> Iterator[Callable[..., str]]:
+def make_dataset(register_coco: Callable[..., str]) -> Callable[..., str]:
     """Registers a dataset of the given images (id to annotations); gone after the test."""
-    names = []
 
     def make(people: dict[int, list[dict]], category: int = 1) -> str:
         annotations = [
@@ -35,16 +34,9 @@ def make_dataset(tmp_path: Path) -> Iterator[Callable[..., str]]:
             "annotations": annotations,
             "categories": [{"id": category, "name": "person"}],
         }
-        file = tmp_path / f"{len(names)}.json"
-        file.write_text(json.dumps(content))
-        names.append(f"mpn_test_{len(names)}")
-        register_coco_instances(names[-1], {}, str(file), str(tmp_path))
-        return names[-1]
+        return register_coco(content)
 
-    yield make
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return make
 
 
 def _person(joints: int = 3, **changes: object) -> dict:
@@ -95,7 +87,7 @@ def test_unknown_name_lists_near_ones() -> None:
 
 def test_missing_files_are_named(make_dataset: Callable[..., str], tmp_path: Path) -> None:
     name = make_dataset({1: [_person()]})
-    (tmp_path / "0.json").rename(tmp_path / "moved.json")
+    (tmp_path / "mpn_test_0.json").rename(tmp_path / "moved.json")
     with pytest.raises(FileNotFoundError, match=r"0\.json not found.*DETECTRON2_DATASETS") as info:
         load_pose_dicts(name, is_train=True)
     assert "\n" not in str(info.value)
@@ -115,7 +107,7 @@ def test_unreadable_annotations(
     make_dataset: Callable[..., str], tmp_path: Path, content: str
 ) -> None:
     name = make_dataset({1: [_person()]})
-    (tmp_path / "0.json").write_text(content)
+    (tmp_path / "mpn_test_0.json").write_text(content)
     with pytest.raises(ValueError, match=r"0\.json (is not JSON|lists no images)"):
         load_pose_dicts(name, is_train=False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,6 @@ import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import DatasetEvaluators
 from detectron2.structures import Boxes, Instances
 from pycocotools.coco import COCO
@@ -39,24 +38,6 @@ def cfg() -> CfgNode:
     cfg = get_cfg()
     add_mpn_config(cfg)
     return cfg
-
-
-@pytest.fixture
-def register(tmp_path: Path) -> Iterator[Callable[[dict], str]]:
-    """Registers COCO content under a new name; gone after the test."""
-    names = []
-
-    def make(content: dict) -> str:
-        names.append(f"mpn_eval_test_{len(names)}")
-        file = tmp_path / f"{names[-1]}.json"
-        file.write_text(json.dumps(content))
-        register_coco_instances(names[-1], {}, str(file), str(tmp_path))
-        return names[-1]
-
-    yield make
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
 
 
 def _content(name: str = SAMPLE) -> dict:
@@ -234,7 +215,7 @@ def test_no_predictions_score_zero(tmp_path: Path, processed: str) -> None:
 
 @pytest.mark.parametrize("predict", [True, False])
 @pytest.mark.parametrize("missing", ["people", "key", "keypoints"])
-def test_no_ground_truth_is_none(register: Callable, predict: bool, missing: str) -> None:
+def test_no_ground_truth_is_none(register_coco: Callable, predict: bool, missing: str) -> None:
     content = _content()
     inputs, outputs = _truth(content)
     if missing == "key":
@@ -246,7 +227,7 @@ def test_no_ground_truth_is_none(register: Callable, predict: bool, missing: str
             del annotation["keypoints"], annotation["num_keypoints"]
     if not predict:
         inputs, outputs = [], []
-    results = _run(_evaluator(register(content)), inputs, outputs)
+    results = _run(_evaluator(register_coco(content)), inputs, outputs)
     assert set(results["keypoints"].values()) == {None}
     if missing == "keypoints":
         assert results["bbox"]["AP"] == (pytest.approx(100) if predict else 0)
@@ -254,13 +235,13 @@ def test_no_ground_truth_is_none(register: Callable, predict: bool, missing: str
         assert set(results["bbox"].values()) == {None}
 
 
-def test_sizes_without_people_are_none_not_nan(register: Callable) -> None:
+def test_sizes_without_people_are_none_not_nan(register_coco: Callable) -> None:
     content = _content()
     content["annotations"] = [
         a for a in content["annotations"] if a["area"] > 96**2 and a["num_keypoints"] > 5
     ]
     for inputs, outputs in (_truth(content), ([], [])):
-        results = _run(_evaluator(register(content)), inputs, outputs)
+        results = _run(_evaluator(register_coco(content)), inputs, outputs)
         assert results["bbox"]["APs"] is None and results["keypoints"]["APm"] is None
         large = 100 if outputs else 0
         assert results["keypoints"]["APl"] == results["bbox"]["APl"] == pytest.approx(large)
@@ -268,13 +249,13 @@ def test_sizes_without_people_are_none_not_nan(register: Callable) -> None:
         assert numbers and all(math.isfinite(v) for v in numbers)
 
 
-def test_category_ids_of_the_dataset(register: Callable, tmp_path: Path) -> None:
+def test_category_ids_of_the_dataset(register_coco: Callable, tmp_path: Path) -> None:
     """The model's class 0 becomes the dataset's id, loaded or not."""
     content = _content()
     for annotation in content["annotations"]:
         annotation["category_id"] = 7
     content["categories"][0]["id"] = 7
-    name = register(content)
+    name = register_coco(content)
     inputs, outputs = _truth(content)
     for load in (False, True):
         if load:
@@ -286,7 +267,7 @@ def test_category_ids_of_the_dataset(register: Callable, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("person", [1, 7])
-def test_people_alone_are_scored(register: Callable, tmp_path: Path, person: int) -> None:
+def test_people_alone_are_scored(register_coco: Callable, tmp_path: Path, person: int) -> None:
     """Others' annotations and predictions change nothing, whatever the order of the categories."""
     inputs, outputs = _truth(_content())
     outputs = _shifted(outputs, 3.0)
@@ -303,7 +284,7 @@ def test_people_alone_are_scored(register: Callable, tmp_path: Path, person: int
     del dogs[0]["keypoints"], dogs[1]["area"]
     content["annotations"] = dogs + content["annotations"]
     content["categories"] = [{"id": 4, "name": "dog"}, {"id": person, "name": "person"}]
-    name = register(content)
+    name = register_coco(content)
     results = _run(_evaluator(name, output_dir=str(tmp_path)), inputs, outputs)
     assert results == wanted
     rows = json.loads((tmp_path / "coco_instances_results.json").read_text())
@@ -318,18 +299,18 @@ def test_people_alone_are_scored(register: Callable, tmp_path: Path, person: int
     assert _run(_evaluator(name), inputs, outputs) == wanted
 
 
-def test_ids_from_zero_and_no_crowd_flag(register: Callable) -> None:
+def test_ids_from_zero_and_no_crowd_flag(register_coco: Callable) -> None:
     """pycocotools alone takes a match with annotation 0 for none, and wants `iscrowd`."""
     content = _content()
     content["annotations"] = [a for a in content["annotations"] if not a["iscrowd"]]
     for i, annotation in enumerate(content["annotations"]):
         annotation["id"] = i
         del annotation["iscrowd"]
-    results = _run(_evaluator(register(content)), *_truth(content))
+    results = _run(_evaluator(register_coco(content)), *_truth(content))
     assert results["bbox"]["AP"] == results["keypoints"]["AP"] == pytest.approx(100)
 
 
-def test_sigmas_count(register: Callable) -> None:
+def test_sigmas_count(register_coco: Callable) -> None:
     inputs, outputs = _truth(_content())
     outputs = _shifted(outputs, 6.0)
     tight = _evaluator(sigmas=[s / 4 for s in SKELETON.sigmas], tasks=["keypoints"])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data import MetadataCatalog
 
 from mpn_d2.data import register_pose_datasets
 from mpn_d2.evaluation import PersonSegEvaluator
@@ -25,12 +24,10 @@ def _sample() -> None:
 
 
 @pytest.fixture
-def register(tmp_path: Path) -> Iterator[Callable[..., str]]:
+def register(register_coco: Callable[..., str]) -> Callable[..., str]:
     """Registers 12 x 10 images (id to annotations); gone after the test."""
-    names = []
 
     def make(people: dict[int, list[dict]]) -> str:
-        names.append(f"mpn_seg_test_{len(names)}")
         annotations = [
             {"image_id": i, "category_id": 7, **a}
             for i, of_image in people.items()
@@ -44,15 +41,9 @@ def register(tmp_path: Path) -> Iterator[Callable[..., str]]:
             "annotations": annotations,
             "categories": [{"id": 3, "name": "dog"}, {"id": 7, "name": "person"}],
         }
-        file = tmp_path / f"{names[-1]}.json"
-        file.write_text(json.dumps(content))
-        register_coco_instances(names[-1], {}, str(file), str(tmp_path))
-        return names[-1]
+        return register_coco(content)
 
-    yield make
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    return make
 
 
 def _rectangle(x: int, y: int, w: int, h: int, **changes: object) -> dict:
