@@ -225,6 +225,23 @@ def _add_assembly_keys(cfg: CN) -> None:
 def _add_data_keys(cfg: CN) -> None:
     # Probability of the left-right flip while training, 0 to 1. [paper: 0.3]
     cfg.INPUT.FLIP_PROB = 0.3
+    # Recipe of training images: resize (shorter edge, flip; Detectron2's) | crop (moved, scaled and
+    # turned about people, flip). [paper: crop for keypoints, resize for persons]
+    cfg.INPUT.AUGMENTATION = "resize"
+    # Side of the square crop, network-input pixels. [LM: 480]
+    cfg.INPUT.CROP_SIZE = 480
+    # Middle of the crop: person (an annotated one at random) | crowd (everybody annotated) |
+    # either (one of the two at random). [paper: crowd or main person]
+    cfg.INPUT.CROP_CENTER = "either"
+    # The middle moves by up to this to each side, network-input pixels. [LM: 40]
+    cfg.INPUT.CROP_JITTER = 40.0
+    # Height that the main person is scaled to, network-input pixels; 0: the whole image is scaled
+    # as by `resize`. [LM: 0.6 x 368]
+    cfg.INPUT.PERSON_HEIGHT = 220.8
+    # Bounds of the random factor on that scale. [LM: 0.8 to 1.2]
+    cfg.INPUT.SCALE_FACTOR = (0.8, 1.2)
+    # Bound of the random rotation to each side, degrees. [LM: 40]
+    cfg.INPUT.ROTATION = 40.0
     # Images with fewer labelled keypoints (all people together) are not trained on. [ours]
     cfg.INPUT.MIN_KEYPOINTS_PER_IMAGE = 0
 
@@ -242,6 +259,18 @@ def _add_data_keys(cfg: CN) -> None:
 def _add_engine_keys(cfg: CN) -> None:
     # Optimiser: adam [paper] | sgd (Detectron2's).
     cfg.SOLVER.OPTIMIZER = "adam"
+    # Newest checkpoints of every SOLVER.CHECKPOINT_PERIOD that are kept, 0 for all. [ours]
+    cfg.SOLVER.CHECKPOINT_KEEP = 2
+    # model_best.pth is the best evaluation by the first of these that has a value, on the first
+    # test dataset ("task/metric"); [] keeps none. [ours]
+    cfg.TEST.BEST_METRIC = ["keypoints/AP", "bbox/AP"]
+    # Type of SOLVER.AMP.ENABLED's autocast: bfloat16 (CPU, GPU) | float16 (GPU). [ours]
+    cfg.SOLVER.AMP.DTYPE = "bfloat16"
+    # Micro-batches that a process cuts its images of a step into, to save memory. [ours: 1]
+    cfg.SOLVER.ACCUMULATION = 1
+    cfg.SOLVER.EMA = CN()
+    # Decay of the averaged weights that are evaluated and saved, 0 to 1; 0 for none. [ours: off]
+    cfg.SOLVER.EMA.DECAY = 0.0
 
     cfg.STAGES = CN()
     # Order of `--stage all`. [paper]

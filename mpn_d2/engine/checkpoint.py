@@ -28,6 +28,7 @@ _ADMITTED = {
     ("_codecs", "encode"),
 }
 _PARTIAL = ".partial-"
+_ASIDE = ".aside-"
 # File beside the checkpoints that names the last one (fvcore's name).
 TAG = "last_checkpoint"
 _MOST_NAMED = 12
@@ -72,9 +73,17 @@ class PoseCheckpointer(DetectionCheckpointer):
         # The base class writes the file, then calls tag_last_checkpoint with its name.
         super().save(f"{_PARTIAL}{name}", **kwargs)
 
+    def save_aside(self, name: str, **kwargs: Any) -> None:
+        """As `save`, but last_checkpoint keeps naming the file to resume from."""
+        super().save(f"{_ASIDE}{name}", **kwargs)
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        final = last_filename_basename.removeprefix(_PARTIAL)
         folder = Path(self.save_dir)
+        if last_filename_basename.startswith(_ASIDE):
+            final = last_filename_basename.removeprefix(_ASIDE)
+            os.replace(folder / last_filename_basename, folder / final)
+            return
+        final = last_filename_basename.removeprefix(_PARTIAL)
         if final != last_filename_basename:
             os.replace(folder / last_filename_basename, folder / final)
         write_text_atomically(folder / TAG, final)
