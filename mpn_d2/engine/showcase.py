@@ -1,0 +1,80 @@
+"""What the commands share that train a small network and show what it learned."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import read_image
+
+from mpn_d2.data.datasets import load_pose_dicts
+from mpn_d2.engine.checkpoint import TAG
+from mpn_d2.engine.predictor import ImagePredictor
+from mpn_d2.engine.stages import FINAL
+from mpn_d2.structures.skeleton import get_skeleton
+from mpn_d2.utils.visualize import draw_people
+
+
+def goes_on(cfg: CfgNode) -> bool:
+    """Whether OUTPUT_DIR holds a run of this very config; one of another config is removed."""
+    saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
+    if not saved.is_file():
+        return False
+    if saved.read_text() == cfg.dump():
+        return True
+    print(f"{cfg.OUTPUT_DIR} holds a run of another config: starting anew.")
+    for stage in cfg.STAGES.ORDER:
+        shutil.rmtree(Path(cfg.OUTPUT_DIR) / stage, ignore_errors=True)
+    for name in (FINAL, TAG, "results.json"):
+        (Path(cfg.OUTPUT_DIR) / name).unlink(missing_ok=True)
+    return False
+
+
+def drawn_predictions(
+    cfg: CfgNode, weights: str, dataset: str, first: int | None = None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """File name (without folder) and picture of each image of a dataset, people drawn on it.
+
+    Args:
+        cfg: of the model.
+        weights: its checkpoint.
+        dataset: registered name.
+        first: only so many images; None for all.
+
+    Yields:
+        (name, (H, W, 3) uint8 RGB).
+    """
+    predictor = ImagePredictor(cfg, weights)
+    skeleton = get_skeleton(cfg.MODEL.SKELETON)
+    for record in load_pose_dicts([dataset], is_train=False)[:first]:
+        image = read_image(record["file_name"], format="RGB")
+        result = predictor([image])[0]
+        picture = draw_people(
+            image,
+            result["instances"],
+            skeleton,
+            result["sem_seg"],
+            score_threshold=cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
+        )
+        yield Path(record["file_name"]).stem, picture
+
+
+def contact_sheet(pictures: list[np.ndarray], columns: int = 4, height: int = 260) -> np.ndarray:
+    """All pictures at one height, in rows on white."""
+    small = [
+        cv2.resize(
+            p, (round(p.shape[1] * height / p.shape[0]), height), interpolation=cv2.INTER_AREA
+        )
+        for p in pictures
+    ]
+    rows = [np.concatenate(small[i : i + columns], axis=1) for i in range(0, len(small), columns)]
+    width = max(row.shape[1] for row in rows)
+    rows = [
+        np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+        for row in rows
+    ]
+    return np.concatenate(rows)
