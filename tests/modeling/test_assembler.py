@@ -13,6 +13,7 @@ from mpn_d2.config import add_mpn_config
 from mpn_d2.data.association import build_association_samples
 from mpn_d2.modeling.assembly import GridAssembler, build_pose_assembler
 from mpn_d2.modeling.assembly.evidence import IdentityEvidence, MaxEvidence, PoseResidualNetwork
+from mpn_d2.modeling.assembly.grid_input import HeatmapInput, PeaksInput
 from mpn_d2.modeling.assembly.matching import (
     ArgmaxMatching,
     HungarianMatching,
@@ -27,8 +28,9 @@ ONE_TO_ONE = MATCHINGS[:3]
 EMPTY_CANDIDATES = Candidates(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
 
 
-def assembler(evidence=None, matching=None, num_keypoints=K, **options):
+def assembler(evidence=None, matching=None, num_keypoints=K, mode="peaks", **options):
     return GridAssembler(
+        grid_input=(PeaksInput if mode == "peaks" else HeatmapInput)(size=SIZE),
         evidence=evidence or IdentityEvidence(),
         matching=matching or MutualBestMatching(),
         num_keypoints=num_keypoints,
@@ -312,7 +314,7 @@ def test_argmax_matching_puts_the_joint_at_the_evidence():
 
 def test_heatmap_mode_crops_the_maps_and_passes_gradients():
     prn = network(dropout=0.0)
-    model = assembler(prn, input_mode="heatmap")
+    model = assembler(prn, mode="heatmap")
     candidates, boxes, _ = random_batch(2)
     maps = torch.rand(len(boxes), K + 1, 50, 60, requires_grad=True)
     outputs = HeatmapOutputs(maps, stride=4)
@@ -329,7 +331,7 @@ def test_heatmap_mode_crops_the_maps_and_passes_gradients():
 
 @pytest.mark.parametrize("mode", ["peaks", "heatmap"])
 def test_losses_train_and_an_empty_batch_is_zero(mode, sample_images):
-    model = assembler(network(17), num_keypoints=17, input_mode=mode).train()
+    model = assembler(network(17), num_keypoints=17, mode=mode).train()
     samples = [s for image in sample_images[:2] for s in image[0]]
     model.losses(samples)["loss_assembly_prn"].backward()
     gradients = [p.grad.abs().sum() for p in model.parameters()]

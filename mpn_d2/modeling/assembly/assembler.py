@@ -18,14 +18,15 @@ from mpn_d2.codecs import person_grid
 from mpn_d2.modeling.assembly.build import (
     POSE_ASSEMBLER_REGISTRY,
     build_evidence,
+    build_grid_input,
     build_matching,
 )
 from mpn_d2.modeling.assembly.evidence import GridEvidence
+from mpn_d2.modeling.assembly.grid_input import GridInput
 from mpn_d2.modeling.assembly.matching import Matching, MatchingProblem
 from mpn_d2.structures.outputs import AssembledPoses, Candidates, HeatmapOutputs
 from mpn_d2.structures.skeleton import get_skeleton
 
-INPUT_MODES = ("peaks", "heatmap")
 FALLBACKS = ("none", "argmax")
 
 
@@ -62,18 +63,14 @@ class GridAssembler(nn.Module):
     summed over a window around its cell; 0 outside the enlarged box (spec 5.6).
 
     Args:
+        grid_input: keypoints of a box to its input grid.
         evidence: input grids to evidence.
         matching: pair scores to choices.
         num_keypoints: K.
         size: (h, w).
         margin: share of its width and height that a box reaches further on each side.
         window: odd side of the window, cells.
-        input_mode: "peaks" (rasterised candidates) or "heatmap" (crop of the keypoint maps;
-            trained on drawn Gaussians).
-        input_sigma: blur of rasterised candidates, cells.
         label_sigma: blur of the training label, cells.
-        heatmap_sigma: Gaussians drawn when training "heatmap" mode, pixels of the samples.
-        heatmap_cut: drawn values below it are 0.
         fallback: "none" leaves a joint without candidate out; "argmax" puts it at the largest
             evidence with score 0 (every unassigned joint; the authors' code does so only in
             images where some type has no candidate at all).
@@ -85,35 +82,31 @@ class GridAssembler(nn.Module):
     def __init__(
         self,
         *,
+        grid_input: GridInput,
         evidence: GridEvidence,
         matching: Matching,
         num_keypoints: int,
         size: tuple[int, int] = (56, 36),
         margin: float = 0.21,
         window: int = 15,
-        input_mode: str = "peaks",
-        input_sigma: float = 1.0,
         label_sigma: float = 2.0,
-        heatmap_sigma: float = 7.0,
-        heatmap_cut: float = 0.01,
         fallback: str = "none",
         box_score_thresh: float = 0.0,
         score_times_box: bool = False,
     ) -> None:
         super().__init__()
-        _check_choice("MODEL.PRN.INPUT_MODE", input_mode, INPUT_MODES)
-        _check_choice("MODEL.ASSEMBLER.FALLBACK", fallback, FALLBACKS)
+        if fallback not in FALLBACKS:
+            raise ValueError(
+                f"MODEL.ASSEMBLER.FALLBACK is {fallback!r}; choose one of {', '.join(FALLBACKS)}"
+            )
+        self.grid_input = grid_input
         self.evidence = evidence
         self.matching = matching
         self.num_keypoints = num_keypoints
         self.size = size
         self.margin = margin
         self.window = window
-        self.input_mode = input_mode
-        self.input_sigma = input_sigma
         self.label_sigma = label_sigma
-        self.heatmap_sigma = heatmap_sigma
-        self.heatmap_cut = heatmap_cut
         self.fallback = fallback
         self.box_score_thresh = box_score_thresh
         self.score_times_box = score_times_box
@@ -121,17 +114,14 @@ class GridAssembler(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:
         return {
+            "grid_input": build_grid_input(cfg),
             "evidence": build_evidence(cfg),
             "matching": build_matching(cfg),
             "num_keypoints": get_skeleton(cfg.MODEL.SKELETON).num_keypoints,
             "size": tuple(cfg.MODEL.PRN.CROP),
             "margin": cfg.MODEL.PRN.BOX_MARGIN,
             "window": cfg.MODEL.ASSEMBLER.WINDOW,
-            "input_mode": cfg.MODEL.PRN.INPUT_MODE,
-            "input_sigma": cfg.MODEL.PRN.INPUT_SIGMA,
             "label_sigma": cfg.MODEL.PRN.LABEL_SIGMA,
-            "heatmap_sigma": cfg.MODEL.TARGET.SIGMA,
-            "heatmap_cut": cfg.MODEL.TARGET.CUT,
             "fallback": cfg.MODEL.ASSEMBLER.FALLBACK,
             "box_score_thresh": cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
             "score_times_box": cfg.MODEL.ASSEMBLER.SCORE_TIMES_BOX,
@@ -153,9 +143,38 @@ class GridAssembler(nn.Module):
             {"loss_assembly_prn": scalar}, with zero gradients for an empty list.
         """
         if not samples:
-            zero = sum(parameter.sum() for parameter in self.evidence.parameters()) * 0.0
-            return {"loss_assembly_prn": zero}
+            return {"loss_assembly_prn": self._zero()}
         return {"loss_assembly_prn": self.evidence.loss(*self.encode_samples(samples))}
+
+    def losses_on_predictions(
+        self,
+        candidates: list[Candidates],
+        boxes: list[torch.Tensor],
+        owners: list[torch.Tensor],
+        maps: HeatmapOutputs,
+    ) -> dict[str, torch.Tensor]:
+        """Training loss of predicted keypoints in predicted boxes (review notes, section 4.2).
+
+        Args:
+            candidates, boxes, maps: as for `inference`; gradients reach the maps if the grid
+                input is differentiable.
+            owners: per image (P, K, 3) x, y, v, the annotated person of each box.
+
+        Returns:
+            As `losses`.
+        """
+        if sum(len(box) for box in boxes) == 0:
+            return {"loss_assembly_prn": self._zero()}
+        batch = self.collate(candidates, boxes)
+        labels = person_grid.encode_label(
+            torch.cat(owners), batch.boxes, self.size, self.label_sigma
+        )
+        inputs = self.encode_people(batch, maps)
+        return {"loss_assembly_prn": self.evidence.loss(inputs, labels)}
+
+    def _zero(self) -> torch.Tensor:
+        """The loss of nobody: 0, with zero gradients for the evidence."""
+        return sum(parameter.sum() for parameter in self.evidence.parameters()) * 0.0
 
     @torch.no_grad()
     def encode_samples(self, samples: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -166,19 +185,7 @@ class GridAssembler(nn.Module):
         by_type = pad_sequence(people, batch_first=True).transpose(1, 2)
         points, valid = by_type[..., :2], by_type[..., 2] > 0
         labels = person_grid.encode_label(owners, boxes, self.size, self.label_sigma)
-        return self._encode_points(points, valid, boxes), labels
-
-    def _encode_points(
-        self, points: torch.Tensor, valid: torch.Tensor, boxes: torch.Tensor
-    ) -> torch.Tensor:
-        """(B, K, M, 2) points to (B, K, h, w) training input in the mode of the model."""
-        if self.input_mode == "peaks":
-            return person_grid.encode_input(
-                points, valid, boxes, self.size, self.margin, self.input_sigma
-            )
-        return person_grid.draw_heatmaps(
-            points, valid, boxes, self.size, self.heatmap_sigma, self.heatmap_cut
-        )
+        return self.grid_input.from_annotations(points, valid, boxes), labels
 
     @torch.no_grad()
     def inference(
@@ -194,7 +201,7 @@ class GridAssembler(nn.Module):
             candidates: per image, in the frame of its boxes.
             boxes: per image (P, 4) x1, y1, x2, y2; P may be 0.
             box_scores: per image (P,); without them every box takes part and counts as 1.
-            maps: raw heatmaps of the batch, needed by input mode "heatmap" only; their frame is
+            maps: raw heatmaps of the batch, needed by grid input "heatmap" only; their frame is
                 that of the boxes.
 
         Returns:
@@ -250,22 +257,9 @@ class GridAssembler(nn.Module):
         )
 
     def encode_people(self, batch: PeopleBatch, maps: HeatmapOutputs | None = None) -> torch.Tensor:
-        """Input grids (B, K, h, w) of a batch; differentiable in the maps in "heatmap" mode."""
-        if self.input_mode == "peaks":
-            points = batch.points[batch.image]
-            valid = batch.ids[batch.image] >= 0
-            return person_grid.encode_input(
-                points, valid, batch.boxes, self.size, self.margin, self.input_sigma
-            )
-        if maps is None:
-            raise ValueError(
-                "MODEL.PRN.INPUT_MODE heatmap needs the keypoint maps; use peaks for keypoints "
-                "that come without them"
-            )
-        per_image = [batch.boxes[batch.image == index] for index in range(len(batch.num_boxes))]
-        return person_grid.crop_heatmaps(
-            maps.maps[:, : self.num_keypoints], maps.stride, per_image, self.size
-        )
+        """Input grids (B, K, h, w) of a batch; in "heatmap" mode differentiable in the maps."""
+        points, valid = batch.points[batch.image], batch.ids[batch.image] >= 0
+        return self.grid_input(points, valid, batch.boxes, batch.image, maps)
 
     def assemble(self, batch: PeopleBatch, evidence: torch.Tensor) -> list[AssembledPoses]:
         """Matches the candidates of a batch by given evidence (B, K, h, w); see `inference`."""
@@ -364,8 +358,3 @@ def _pick(rows: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     index = ids.clamp(min=0).flatten(1)[..., None].expand(-1, -1, rows.shape[2])
     picked = rows.gather(1, index).view(*ids.shape, -1)
     return torch.where((ids >= 0)[..., None], picked, 0.0)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")

@@ -1,8 +1,8 @@
-"""Registries and builders of keypoint assembly: assembler, evidence, matching.
+"""Registries and builders of keypoint assembly: assembler, grid input, evidence, matching.
 
-An assembler gathers keypoint candidates into one pose per box. The grid assembler does it in two
-steps that combine freely: evidence rates the cells of a box's grid, matching decides from the
-rated (box, candidate) pairs of an image who gets what.
+An assembler gathers keypoint candidates into one pose per box. The grid assembler does it in
+steps that combine freely: the keypoints of a box become a grid, evidence rates its cells, matching
+decides from the rated (box, candidate) pairs of an image who gets what.
 """
 
 from __future__ import annotations
@@ -36,8 +36,14 @@ class KeyedRegistry(Registry):
 
 POSE_ASSEMBLER_REGISTRY = KeyedRegistry("POSE_ASSEMBLER")
 POSE_ASSEMBLER_REGISTRY.__doc__ = """
-Assemblers, called as `Assembler(cfg)`, with
-`losses(samples) -> dict` and `inference(candidates, boxes, box_scores, maps) -> list`.
+Assemblers, called as `Assembler(cfg)`, with `losses(samples) -> dict`,
+`losses_on_predictions(candidates, boxes, owners, maps) -> dict` and
+`inference(candidates, boxes, box_scores, maps) -> list`.
+"""
+
+GRID_INPUT_REGISTRY = KeyedRegistry("GRID_INPUT")
+GRID_INPUT_REGISTRY.__doc__ = """
+Functions of cfg that return a `GridInput`: keypoints and boxes to (B, K, h, w) input grids.
 """
 
 EVIDENCE_REGISTRY = KeyedRegistry("EVIDENCE")
@@ -55,6 +61,12 @@ def build_pose_assembler(cfg: CfgNode) -> nn.Module:
     """Builds the assembler named by MODEL.ASSEMBLER.NAME."""
     key = "MODEL.ASSEMBLER.NAME"
     return POSE_ASSEMBLER_REGISTRY.build(cfg.MODEL.ASSEMBLER.NAME, key, cfg)
+
+
+def build_grid_input(cfg: CfgNode) -> nn.Module:
+    """Builds the grid input named by MODEL.PRN.INPUT_MODE."""
+    key = "MODEL.PRN.INPUT_MODE"
+    return GRID_INPUT_REGISTRY.build(cfg.MODEL.PRN.INPUT_MODE, key, cfg)
 
 
 def build_evidence(cfg: CfgNode) -> nn.Module:
