@@ -16,6 +16,8 @@ from detectron2.modeling import (
 from detectron2.utils import comm
 from torch import nn
 
+from mpn_d2.engine.loop import AMP_DTYPES
+
 # What Detectron2's and PyTorch's constructors raise at values that they cannot use.
 _BUILD_ERRORS = (
     AssertionError,
@@ -45,16 +47,30 @@ def check_training_config(cfg: CfgNode) -> None:
     for key in ("IMS_PER_BATCH", "MAX_ITER", "CHECKPOINT_PERIOD"):
         if cfg.SOLVER[key] < 1:
             raise ValueError(f"SOLVER.{key} is {cfg.SOLVER[key]}: at least 1 is needed")
-    world = comm.get_world_size()
-    if cfg.SOLVER.IMS_PER_BATCH % world:
+    world, parts = comm.get_world_size(), cfg.SOLVER.ACCUMULATION
+    if parts < 1:
+        raise ValueError(f"SOLVER.ACCUMULATION is {parts}: at least 1 is needed")
+    if cfg.SOLVER.IMS_PER_BATCH % (world * parts):
+        micro = f" times SOLVER.ACCUMULATION {parts}" if parts > 1 else ""
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}: it must be a multiple of the "
-            f"{world} processes"
+            f"{world} processes{micro}"
         )
-    if cfg.SOLVER.AMP.ENABLED and not cfg.MODEL.DEVICE.startswith("cuda"):
+    if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
         raise ValueError(
-            f"SOLVER.AMP.ENABLED is True, which needs a GPU, but MODEL.DEVICE is "
-            f"{cfg.MODEL.DEVICE!r}"
+            f"SOLVER.EMA.DECAY is {cfg.SOLVER.EMA.DECAY}: it must be 0 (off) or below 1"
+        )
+    _check_precision(cfg)
+
+
+def _check_precision(cfg: CfgNode) -> None:
+    dtype, device = cfg.SOLVER.AMP.DTYPE, cfg.MODEL.DEVICE
+    if dtype not in AMP_DTYPES:
+        raise ValueError(f"SOLVER.AMP.DTYPE is {dtype!r}; choose one of {', '.join(AMP_DTYPES)}")
+    if cfg.SOLVER.AMP.ENABLED and dtype == "float16" and not device.startswith("cuda"):
+        raise ValueError(
+            f"SOLVER.AMP.DTYPE float16 needs a GPU, but MODEL.DEVICE is {device!r}: give "
+            "SOLVER.AMP.DTYPE bfloat16"
         )
 
 

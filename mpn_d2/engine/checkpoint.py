@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import urllib.error
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +66,35 @@ class PoseCheckpointer(DetectionCheckpointer):
         not_loaded: names in the model's state that the last load left as they were.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, strict: bool = False, **kwargs):
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        strict: bool = False,
+        while_saving: Callable[[], AbstractContextManager] = nullcontext,
+        **kwargs,
+    ):
+        """
+        Args:
+            model, save_dir, kwargs: as Detectron2's checkpointer.
+            strict: see above.
+            while_saving: inside it the model holds the weights to save.
+        """
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
+        self._while_saving = while_saving
         self.not_loaded = set(self.model.state_dict())
 
     def save(self, name: str, **kwargs: Any) -> None:
         # The base class writes the file, then calls tag_last_checkpoint with its name.
-        super().save(f"{_PARTIAL}{name}", **kwargs)
+        with self._while_saving():
+            super().save(f"{_PARTIAL}{name}", **kwargs)
 
     def save_aside(self, name: str, **kwargs: Any) -> None:
         """As `save`, but last_checkpoint keeps naming the file to resume from."""
-        super().save(f"{_ASIDE}{name}", **kwargs)
+        with self._while_saving():
+            super().save(f"{_ASIDE}{name}", **kwargs)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         folder = Path(self.save_dir)

@@ -33,7 +33,13 @@ TRAINING_MISTAKES = {
     "SOLVER.IMS_PER_BATCH 0": r"SOLVER\.IMS_PER_BATCH is 0",
     "SOLVER.MAX_ITER 0": r"SOLVER\.MAX_ITER is 0",
     "SOLVER.CHECKPOINT_PERIOD 0": r"SOLVER\.CHECKPOINT_PERIOD is 0",
-    "SOLVER.AMP.ENABLED True": r"SOLVER\.AMP\.ENABLED is True, which needs a GPU.*'cpu'",
+    "SOLVER.AMP.ENABLED True SOLVER.AMP.DTYPE float16": (
+        r"SOLVER\.AMP\.DTYPE float16 needs a GPU, but MODEL\.DEVICE is 'cpu'.*bfloat16"
+    ),
+    "SOLVER.AMP.DTYPE half": r"SOLVER\.AMP\.DTYPE is 'half'; choose one of bfloat16, float16",
+    "SOLVER.ACCUMULATION 0": r"SOLVER\.ACCUMULATION is 0",
+    "SOLVER.IMS_PER_BATCH 4 SOLVER.ACCUMULATION 3": r"IMS_PER_BATCH is 4: .*ACCUMULATION 3",
+    "SOLVER.EMA.DECAY 1.0": r"SOLVER\.EMA\.DECAY is 1\.0: it must be 0 \(off\) or below 1",
 }
 
 
