@@ -126,6 +126,9 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.SKELETON = "coco"
     # Parts that get a loss and gradients: keypoint, person, assembly. Stages set it. [paper: three]
     cfg.MODEL.TRAIN_PARTS = ["keypoint", "person", "assembly"]
+    # How far gradients go between parts that train together, 0 to 3: the table in
+    # modeling/meta_arch/joint.py. [review notes 4.2: 0]
+    cfg.MODEL.JOINT_LEVEL = 0
 
     cfg.MODEL.POSE_FPN = CN()
     # Registered builder (BACKBONE_REGISTRY) of the bottom-up network under both pyramids.
@@ -166,6 +169,12 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.TARGET.MERGE = "max"
 
     cfg.MODEL.LOSS = CN()
+    # Factor on the losses of the keypoint part, in every stage. [ours: 1]
+    cfg.MODEL.LOSS.KEYPOINT_WEIGHT = 1.0
+    # Factor on the losses of the person part. [ours: 1]
+    cfg.MODEL.LOSS.PERSON_WEIGHT = 1.0
+    # Factor on the loss of the assembly. [ours: 1]
+    cfg.MODEL.LOSS.ASSEMBLY_WEIGHT = 1.0
     # Ignore region also masks the person mask channel. [paper: True]
     cfg.MODEL.LOSS.MASK_SEG = True
     # Weight of the person mask channel, a heatmap channel's being 1. [paper: 1]
@@ -280,6 +289,7 @@ def _add_engine_keys(cfg: CN) -> None:
         ("KEYPOINT", ["keypoint"]),
         ("PERSON", ["person"]),
         ("ASSEMBLY", ["assembly"]),
+        ("JOINT", ["keypoint", "person", "assembly"]),
     ):
         stage = CN(new_allowed=True)
         # MODEL.TRAIN_PARTS of the stage.

@@ -9,23 +9,24 @@ from collections.abc import Iterable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 from torch import nn
 
-from mpn_d2.data.association import build_association_loader, build_association_samples
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts
+from mpn_d2.data.loader import build_pose_train_loader
 from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
-from mpn_d2.engine.sampler import ResumableSampler
+from mpn_d2.engine.hooks import add_long_run_hooks, build_event_writers
+from mpn_d2.engine.loop import build_training_loop, share_among_processes
 from mpn_d2.evaluation import build_evaluator, drop_missing
-from mpn_d2.structures.skeleton import get_skeleton
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,26 @@ class PoseTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         check_training_config(cfg)
-        super().__init__(cfg)
+        # Not DefaultTrainer's own constructor: its step knows neither micro-batches nor a CPU's
+        # autocast, and its model can be shared among GPUs alone.
+        super(DefaultTrainer, self).__init__()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self._trainer = build_training_loop(
+            cfg, share_among_processes(model), self.build_train_loader(cfg), optimizer
+        )
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = PoseCheckpointer(
+            model,
+            cfg.OUTPUT_DIR,
+            while_saving=self._trainer.averaged_weights,
+            trainer=weakref.proxy(self),
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -90,39 +110,7 @@ class PoseTrainer(DefaultTrainer):
         Args:
             start: batches that were already trained on; the order continues there.
         """
-        assembly_only = trains_without_images(cfg)
-        # The order must be the same when a run goes on: SEED -1 (random) counts as 0 here.
-        seed = max(cfg.SEED, 0)
-        dicts = load_pose_dicts(
-            cfg.DATASETS.TRAIN,
-            is_train=True,
-            min_keypoints_per_image=cfg.INPUT.MIN_KEYPOINTS_PER_IMAGE,
-            keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and not assembly_only,
-        )
-        if assembly_only:
-            samples = build_association_samples(
-                dicts,
-                cfg.MODEL.PRN.MIN_KEYPOINTS,
-                get_skeleton(cfg.MODEL.SKELETON).num_keypoints,
-            )
-            return build_association_loader(
-                samples,
-                cfg.SOLVER.IMS_PER_BATCH,
-                cfg.MODEL.PRN.CURRICULUM,
-                seed,
-                start=start,
-            )
-        sampler = ResumableSampler(
-            size=len(dicts), seed=seed, start=start * cfg.SOLVER.IMS_PER_BATCH
-        )
-        return build_detection_train_loader(
-            dicts,
-            mapper=PoseDatasetMapper(cfg, is_train=True),
-            sampler=sampler,
-            total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
-            aspect_ratio_grouping=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-            num_workers=cfg.DATALOADER.NUM_WORKERS,
-        )
+        return build_pose_train_loader(cfg, start)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
@@ -158,18 +146,20 @@ class PoseTrainer(DefaultTrainer):
         return results
 
     def build_hooks(self) -> list[HookBase]:
-        # The base class makes its checkpointer just before the hooks, which hold on to it.
-        self.checkpointer = PoseCheckpointer(
-            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
         hooks = super().build_hooks()
         # Detectron2's hook takes numbers only; the None of missing metrics stays in the results.
         place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
         hooks[place] = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        if comm.is_main_process():
+            add_long_run_hooks(self.cfg, hooks, self.checkpointer)
         return hooks
 
+    def build_writers(self) -> list[EventWriter]:
+        return build_event_writers(self.cfg, self.max_iter)
+
     def _evaluate(self) -> dict[str, dict]:
-        self.last_results = self.test(self.cfg, self.model)
+        with self._trainer.averaged_weights():
+            self.last_results = self.test(self.cfg, self._trainer.bare_model)
         return {name: drop_missing(tasks) for name, tasks in self.last_results.items()}
 
     def resume_or_load(self, resume: bool = True, strict: bool = False) -> None:
@@ -180,6 +170,8 @@ class PoseTrainer(DefaultTrainer):
         """
         self.checkpointer.strict = strict or (resume and self.checkpointer.has_checkpoint())
         super().resume_or_load(resume=resume)
+        if self.start_iter == 0:
+            self._trainer.start_averaging()
         if 0 < self.start_iter < self.max_iter:
             loader = self.build_train_loader(self.cfg, start=self.start_iter)
             self._trainer.reset_data_loader(lambda: loader)
@@ -187,8 +179,3 @@ class PoseTrainer(DefaultTrainer):
     def state_dict(self) -> dict:
         # A checkpoint tells whose it is: stages of one OUTPUT_DIR do not resume one another.
         return {**super().state_dict(), "train_parts": list(self.cfg.MODEL.TRAIN_PARTS)}
-
-
-def trains_without_images(cfg: CfgNode) -> bool:
-    """Whether only the assembly trains, which needs annotations alone."""
-    return list(cfg.MODEL.TRAIN_PARTS) == ["assembly"]
