@@ -26,6 +26,7 @@ from detectron2.utils.events import (
 )
 
 from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.engine.pictures import build_picture_hook
 from mpn_d2.utils.files import write_text_atomically
 
 logger = logging.getLogger(__name__)
@@ -38,9 +39,7 @@ START = "start_iteration"
 _PERIODIC = re.compile(r"model_(\d{7})\.pth")
 
 
-def add_long_run_hooks(
-    cfg: CfgNode, hooks: list[HookBase], checkpointer: PoseCheckpointer
-) -> None:
+def add_long_run_hooks(cfg: CfgNode, hooks: list[HookBase], checkpointer: PoseCheckpointer) -> None:
     """Adds this module's hooks to those of Detectron2's trainer, in place; main process alone.
 
     They come after the evaluation, which they look at, and before the writers.
@@ -49,7 +48,8 @@ def add_long_run_hooks(
     hooks[place] = build_checkpoint_hook(cfg, checkpointer)
     best = build_best_hook(cfg, checkpointer)
     place = next(i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter))
-    hooks[place:place] = [StartMarker(), *([best] if best else [])]
+    pictures = build_picture_hook(cfg, to_events=has_tensorboard())
+    hooks[place:place] = [StartMarker(), *(hook for hook in (best, pictures) if hook)]
 
 
 def build_checkpoint_hook(cfg: CfgNode, checkpointer: PoseCheckpointer) -> PeriodicCheckpointer:

@@ -1,0 +1,182 @@
+"""Pictures while training: what the losses compare, target above prediction."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.engine import HookBase
+from torch import nn
+
+from mpn_d2.structures.skeleton import Skeleton, get_skeleton
+from mpn_d2.utils.target_pictures import draw_grids, draw_predictions, draw_targets, stack
+from mpn_d2.utils.visualize import write_png
+
+FOLDER = "pictures"
+MOST_IMAGES = 2
+MOST_PEOPLE = 6
+
+
+def build_picture_hook(cfg: CfgNode, *, to_events: bool) -> PictureHook | None:
+    """Pictures every VIS_PERIOD iterations; None where that is 0.
+
+    Args:
+        to_events: also hand them to TensorBoard.
+    """
+    if cfg.VIS_PERIOD <= 0:
+        return None
+    return PictureHook(
+        period=cfg.VIS_PERIOD,
+        folder=os.path.join(cfg.OUTPUT_DIR, FOLDER),
+        skeleton=get_skeleton(cfg.MODEL.SKELETON),
+        image_format=cfg.INPUT.FORMAT,
+        to_events=to_events,
+    )
+
+
+class PictureHook(HookBase):
+    """Draws the first images (or people of the assembly) of the batch just trained on.
+
+    For models with a `keypoint_head` and an `assembler`. The training goes on as if nothing had
+    been drawn: see `undisturbed`.
+    """
+
+    def __init__(
+        self,
+        *,
+        period: int,
+        folder: str,
+        skeleton: Skeleton,
+        image_format: str,
+        to_events: bool = False,
+    ) -> None:
+        """
+        Args:
+            period: iterations between pictures; the first of a run is drawn too.
+            folder: gets iter_<iteration>_<image id>.png, or iter_<iteration>_people.png.
+            skeleton: of the keypoints.
+            image_format: INPUT.FORMAT of the images.
+            to_events: also put the pictures into the event storage, which a TensorBoard writer
+                must empty.
+        """
+        self.period = period
+        self.folder = Path(folder)
+        self.skeleton = skeleton
+        self.image_format = image_format
+        self.to_events = to_events
+        self._batch: list[dict] | None = None
+        self._handle: Any = None
+
+    def before_step(self) -> None:
+        iteration = self.trainer.iter
+        if (iteration + 1) % self.period == 0 or iteration == self.trainer.start_iter:
+            self._handle = bare_model(self.trainer.model).register_forward_pre_hook(self._look)
+
+    def _look(self, _: nn.Module, args: tuple) -> None:
+        # The first micro-batch of the step will do.
+        if self._batch is None:
+            self._batch = args[0]
+
+    def after_step(self) -> None:
+        if self._handle is None:
+            return
+        self._handle.remove()
+        batch, self._handle, self._batch = self._batch, None, None
+        if not batch:
+            return
+        model = bare_model(self.trainer.model)
+        with undisturbed(model):
+            pictures = draw_batch(model, batch, self.skeleton, self.image_format)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for place, (name, picture) in enumerate(pictures):
+            write_png(self.folder / f"iter_{self.trainer.iter:07d}_{name}.png", picture)
+            if self.to_events:
+                image = torch.from_numpy(picture.transpose(2, 0, 1).copy())
+                # Not the image's name: one row of TensorBoard shows how training went.
+                self.trainer.storage.put_image(f"pictures/{place}", image)
+
+
+def bare_model(model: nn.Module) -> nn.Module:
+    """The model without the wrapper that exchanges gradients."""
+    return getattr(model, "module", model)
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Inside, the model predicts; outside, nothing has changed.
+
+    Evaluation mode and no gradients, so that no norm statistic moves; afterwards every module's
+    mode and every random generator (Python, numpy, PyTorch) is as before.
+    """
+    modes = {module: module.training for module in model.modules()}
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    device = next(model.parameters()).device
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        for module, training in modes.items():
+            module.training = training
+
+
+def draw_batch(
+    model: nn.Module, batch: list[dict], skeleton: Skeleton, image_format: str
+) -> list[tuple[str, np.ndarray]]:
+    """Names and pictures (RGB uint8) of the first of a training batch; the model in eval mode."""
+    if "image" not in batch[0]:
+        return [("people", _draw_people(model, batch[:MOST_PEOPLE], skeleton))]
+    images = [x for x in batch[:MOST_IMAGES] if "image" in x]
+    return [
+        (str(x.get("image_id", place)), _draw_image(model, x, skeleton, image_format))
+        for place, x in enumerate(images)
+    ]
+
+
+def _draw_image(model: nn.Module, x: dict, skeleton: Skeleton, image_format: str) -> np.ndarray:
+    """Targets above predictions of one training input, in the network-input frame."""
+    image = convert_image_to_rgb(x["image"].permute(1, 2, 0), image_format)
+    head = model.keypoint_head
+    tensor = model.preprocess_image([x]).tensor
+    maps = head.layers(model.backbone(tensor)).maps
+    targets = head.make_targets(
+        [x["instances"].gt_keypoints.tensor.to(maps.device)],
+        [x["person_mask"].to(maps.device)],
+        [x["ignore_mask"].to(maps.device)],
+        tuple(maps.shape[-2:]),
+    )
+    # Without the size of the file, results stay in the frame of the network input.
+    result = model.inference([{k: v for k, v in x.items() if k not in ("height", "width")}])[0]
+    above = draw_targets(
+        image,
+        x["instances"],
+        x["crowd_boxes"],
+        skeleton,
+        targets.maps[0],
+        targets.loss_mask[0],
+        head.stride,
+    )
+    below = draw_predictions(image, result["instances"], skeleton, maps[0], head.stride)
+    return stack([above, below])
+
+
+def _draw_people(model: nn.Module, samples: list[dict], skeleton: Skeleton) -> np.ndarray:
+    """One row a person of the assembly: joints | input | output | label."""
+    assembler = model.assembler
+    inputs, labels = assembler.encode_samples(samples)
+    outputs = assembler.evidence(inputs)
+    rows = [
+        draw_grids(sample, skeleton, assembler.margin, grids, ("input", "output", "label"))
+        for sample, *grids in zip(samples, inputs, outputs, labels, strict=True)
+    ]
+    return stack(rows)
