@@ -23,6 +23,12 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Completed copies of annotation files stay out of the home folder."""
+    os.environ["MPN_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def sample_dir() -> Path:
     """The bundled photographs (always there)."""

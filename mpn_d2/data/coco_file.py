@@ -1,20 +1,30 @@
 """COCO annotation files: the one check before anybody reads them, and who in them is a person.
 
 Loading and evaluation both come through `check_coco_file`; Detectron2 and pycocotools, which read
-the same file afterwards, answer a broken one with a traceback or with wrong figures.
+the file that it names afterwards, answer a broken one with a traceback or with wrong figures.
+What users expect to be skipped is counted (`CocoSummary.notes`), what cannot be right is an error.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+
+from mpn_d2.data.annotation_cache import cache_folder, complete, read_json, store_copy
 
 PERSON = "person"
+# Files give rounded boxes; one that reaches this far outside its image (pixels) is as it should be.
+_SLACK = 1.0
+# What is counted, by the words that the log has for it.
+CLIPPED = "boxes reach outside their image (clipped)"
+OUTSIDE = "boxes have no area inside their image (left out of training)"
+POINTS_OUTSIDE = "labelled keypoints lie outside their image (left out of training)"
+SHORT = "polygons have fewer than three points (left out)"
+NO_MASK_LEFT = "people have such polygons alone (their box counts)"
+UNLISTED = "annotations are of images that the file does not list (left out)"
 
 
 @dataclass(frozen=True)
@@ -22,41 +32,70 @@ class CocoSummary:
     """What loading and evaluation ask of a checked file; "people" are of the person category.
 
     Attributes:
+        file: what Detectron2 and pycocotools are to read: the file itself, or its completed copy
+            (see `mpn_d2.data.annotation_cache`).
         person_id: `category_id` of people in the file.
         keypoint_count: K of everybody who has keypoints, None where nobody has.
-        without_area: where the first person without `area` stands, None where all have one.
+        keypoint_names: of the person category, None where the file has none.
+        images: number of images.
+        people: number of people who are no crowds.
+        labelled: number of those with a labelled keypoint (v > 0).
+        crowds: number of crowds.
         people_per_image: image id to number of people, crowds included.
         dropped: image id to people whose polygons all have fewer than three points; Detectron2's
             loader leaves these out. Annotations as in the file: not to be changed.
+        notes: what is clipped or left out, to (how often, where first).
     """
 
+    file: str
     person_id: int
     keypoint_count: int | None
-    without_area: str | None
+    keypoint_names: tuple[str, ...] | None
+    images: int
+    people: int
+    labelled: int
+    crowds: int
     people_per_image: dict[int, int]
     dropped: dict[int, list[dict]]
+    notes: dict[str, tuple[int, str]]
+
+    def describe(self) -> str:
+        """One line for the log: what the file holds and what of it is not used as it is."""
+        text = (
+            f"{self.images} images, {self.people} people ({self.labelled} with keypoints, "
+            f"{self.people - self.labelled} without: ignored by the keypoint losses), "
+            f"{self.crowds} crowds (ignored)"
+        )
+        for what, (count, first) in self.notes.items():
+            text += f"; {count} {what}, first: {first}"
+        return text
 
 
-def check_coco_file(path: str | os.PathLike, num_keypoints: int | None = None) -> CocoSummary:
+def check_coco_file(
+    path: str | os.PathLike, keypoint_names: Sequence[str] | None = None
+) -> CocoSummary:
     """Reads and checks a COCO annotation file; once for as long as the file stays as it is.
 
     Args:
-        path: of the JSON file.
-        num_keypoints: K that the keypoints must have, None if any one number will do.
+        path: of the JSON file, packed by gzip (.json.gz) or not.
+        keypoint_names: that the keypoints must have, None if any will do. Names that the file
+            spells otherwise are no error, the same names in another order are.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: one line with file, image or annotation, and remedy.
+        OSError: a copy is needed and the cache cannot be written.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"annotation file {path} not found")
     status = os.stat(path)
-    summary = _summary(os.fspath(path), status.st_mtime_ns, status.st_size)
-    if num_keypoints is not None and summary.keypoint_count not in (None, num_keypoints):
-        raise ValueError(
-            f"{path}: people have {summary.keypoint_count} keypoints, the dataset's skeleton "
-            f"{num_keypoints}: correct keypoint_names or the skeleton it was registered with"
-        )
+    key = (os.fspath(path), status.st_mtime_ns, status.st_size, str(cache_folder()))
+    summary = _summary(*key)
+    if not os.path.isfile(summary.file):  # a copy that was deleted since
+        _summary.cache_clear()
+        summary = _summary(*key)
+    if keypoint_names is not None:
+        _check_skeleton(summary, tuple(keypoint_names), path)
     return summary
 
 
@@ -90,14 +129,26 @@ def person_class(names: Sequence[str], where: str) -> int:
     return found[0]
 
 
+def _check_skeleton(summary: CocoSummary, names: tuple[str, ...], path: str | os.PathLike) -> None:
+    if summary.keypoint_count not in (None, len(names)):
+        raise ValueError(
+            f"{path}: people have {summary.keypoint_count} keypoints, the dataset's skeleton "
+            f"{len(names)}: correct keypoint_names or the skeleton it was registered with"
+        )
+    theirs = summary.keypoint_names
+    if theirs is not None and theirs != names and sorted(theirs) == sorted(names):
+        i = next(i for i, (a, b) in enumerate(zip(theirs, names, strict=True)) if a != b)
+        raise ValueError(
+            f"{path}: keypoint {i + 1} is {theirs[i]!r}, in the dataset's skeleton {names[i]!r}: "
+            "give the skeleton the order of the file"
+        )
+
+
 # Small: it keeps summaries, not the files, which take gigabytes in memory.
 @functools.lru_cache(maxsize=16)
-def _summary(path: str, mtime: int, size: int) -> CocoSummary:
-    """`mtime` and `size` are there to notice a changed file."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+def _summary(path: str, mtime: int, size: int, cache: str) -> CocoSummary:
+    """`mtime` and `size` are there to notice a changed file, `cache` another folder of copies."""
+    content, digest = read_json(path)
     if not isinstance(content, dict) or not content.get("images"):
         raise ValueError(f"{path} lists no images (COCO format wanted)")
     for key in ("images", "annotations", "categories"):
@@ -109,7 +160,17 @@ def _summary(path: str, mtime: int, size: int) -> CocoSummary:
     person_id = list(categories)[person_class(list(categories.values()), path)]
     annotations = content.get("annotations", [])
     _check_annotations(annotations, categories, path)
-    return _check_people([a for a in annotations if a["category_id"] == person_id], person_id, path)
+    people = [a for a in annotations if a["category_id"] == person_id]
+    found = _check_people(people, content["images"], path)
+    (names,) = (c.get("keypoints") for c in content["categories"] if c["id"] == person_id)
+    copied = complete(content, person_id, path)
+    return CocoSummary(
+        file=store_copy(content, path, digest) if copied else path,
+        person_id=person_id,
+        keypoint_names=tuple(map(str, names)) if isinstance(names, list) and names else None,
+        images=len(content["images"]),
+        **found,
+    )
 
 
 def _check_images(images: list[dict], path: str) -> None:
@@ -122,6 +183,9 @@ def _check_images(images: list[dict], path: str) -> None:
         size = [image["width"], image["height"]]
         if not _are_numbers(size) or min(size) <= 0:
             raise ValueError(f"{where} has width and height {size}: give its size in pixels")
+        crowding = image.get("crowdIndex")
+        if crowding is not None and not (_are_numbers([crowding]) and 0 <= crowding <= 1):
+            raise ValueError(f"{where} has crowdIndex {crowding!r}: it lies from 0 to 1")
         if image["id"] in seen:
             raise ValueError(f"{where} is there twice: give each image an id of its own")
         seen.add(image["id"])
@@ -145,7 +209,7 @@ def _check_annotations(annotations: list[dict], categories: dict[int, str], path
     """What Detectron2 and pycocotools ask of the annotations of any category."""
     seen = set()
     for i, annotation in enumerate(annotations):
-        where = _where(annotation, path, i)
+        where = f"{path}: {_where(annotation, i)}"
         for key in ("id", "image_id", "category_id"):
             if annotation.get(key) is None:
                 raise ValueError(f"{where} has no {key!r}: add it")
@@ -160,35 +224,61 @@ def _check_annotations(annotations: list[dict], categories: dict[int, str], path
             )
 
 
-def _check_people(people: list[dict], person_id: int, path: str) -> CocoSummary:
-    """Boxes and keypoints of people."""
-    count = without_area = None
+def _check_people(people: list[dict], images: list[dict], path: str) -> dict:
+    """Boxes, masks and keypoints of people; the fields of CocoSummary that they fill."""
+    sizes = {image["id"]: (image["width"], image["height"]) for image in images}
+    count = None
+    labelled = crowds = 0
     per_image: dict[int, int] = {}
     dropped: dict[int, list[dict]] = {}
+    notes: dict[str, tuple[int, str]] = {}
+
+    def note(what: str, annotation: dict, number: int = 1) -> None:
+        before, first = notes.get(what, (0, _where(annotation)))
+        notes[what] = (before + number, first)
+
     for annotation in people:
-        where = _where(annotation, path)
-        box = annotation.get("bbox")
-        if box is None:
-            raise ValueError(f"{where} has no 'bbox': add x, y, width, height in pixels")
-        if not _are_numbers(box, 4) or box[2] < 0 or box[3] < 0:
-            raise ValueError(
-                f"{where} has bbox {box!r}: give four finite numbers x, y, width, height, "
-                "no size negative"
-            )
-        if annotation.get("keypoints"):
-            count = _check_keypoints(annotation["keypoints"], count, where)
-        if without_area is None and annotation.get("area") is None:
-            without_area = where
-        image_id = annotation["image_id"]
+        where = f"{path}: {_where(annotation)}"
+        _check_box(annotation.get("bbox"), where)
+        image_id, keypoints = annotation["image_id"], annotation.get("keypoints")
+        if keypoints:
+            count = _check_keypoints(keypoints, count, where)
+        if annotation.get("iscrowd", 0):
+            crowds += 1
+        elif keypoints and any(keypoints[2::3]):
+            labelled += 1
         per_image[image_id] = per_image.get(image_id, 0) + 1
-        segmentation = annotation.get("segmentation")
-        if isinstance(segmentation, list) and not all(isinstance(p, list) for p in segmentation):
-            raise ValueError(
-                f"{where} has a segmentation that is no list of polygons: give [[x, y, x, y, ...]]"
-            )
-        if _is_dropped(segmentation):
-            dropped.setdefault(image_id, []).append(annotation)
-    return CocoSummary(person_id, count, without_area, per_image, dropped)
+        size = sizes.get(image_id)
+        short = _check_mask(annotation.get("segmentation"), size, where)
+        if short:
+            note(SHORT, annotation, short)
+            if short == len(annotation["segmentation"]):
+                note(NO_MASK_LEFT, annotation)
+                dropped.setdefault(image_id, []).append(annotation)
+        if size is None:
+            note(UNLISTED, annotation)
+            continue
+        for what, number in _outside(annotation, size):
+            note(what, annotation, number)
+    return {
+        "keypoint_count": count,
+        "people": len(people) - crowds,
+        "labelled": labelled,
+        "crowds": crowds,
+        "people_per_image": per_image,
+        "dropped": dropped,
+        "notes": notes,
+    }
+
+
+def _check_box(box: object, where: str) -> None:
+    if box is None:
+        raise ValueError(f"{where} has no 'bbox': add x, y, width, height in pixels")
+    if not _are_numbers(box, 4) or box[2] < 0 or box[3] < 0:
+        raise ValueError(
+            f"{where} has bbox {box!r}: give four finite numbers x, y, width, height, "
+            "no size negative"
+        )
 
 
 def _check_keypoints(keypoints: object, count: int | None, where: str) -> int:
@@ -201,14 +291,58 @@ def _check_keypoints(keypoints: object, count: int | None, where: str) -> int:
             f"{where} has {found} keypoints, people before it have {count}: give all the same, "
             "0, 0, 0 for those not labelled"
         )
+    wrong = sorted(set(keypoints[2::3]) - {0, 1, 2})
+    if wrong:
+        raise ValueError(
+            f"{where} has a keypoint with v {wrong[0]}: give 0 (not labelled), 1 (labelled, "
+            "hidden) or 2 (visible)"
+        )
     return found
 
 
-def _is_dropped(segmentation: object) -> bool:
-    """Polygons, none of which Detectron2's loader takes."""
-    if not isinstance(segmentation, list) or not segmentation:
-        return False
-    return not any(len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in segmentation)
+def _check_mask(segmentation: object, size: tuple[int, int] | None, where: str) -> int:
+    """The number of polygons with fewer than three points; `size` (W, H) of the image if known."""
+    if isinstance(segmentation, dict):
+        mask_size, counts = segmentation.get("size"), segmentation.get("counts")
+        if not _are_numbers(mask_size, 2) or not isinstance(counts, list | str):
+            raise ValueError(f"{where} has an RLE mask without 'size' and 'counts': add them")
+        if size is not None and tuple(mask_size) != size[::-1]:
+            raise ValueError(
+                f"{where} has an RLE mask of size {list(mask_size)} (height, width) in an image "
+                f"of {list(size[::-1])}: give the mask the size of its image"
+            )
+        return 0
+    if not segmentation:
+        return 0
+    if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
+        raise ValueError(
+            f"{where} has a segmentation that is no list of polygons: give [[x, y, x, y, ...]]"
+        )
+    if not all(map(_are_numbers, segmentation)):
+        raise ValueError(f"{where} has a polygon that is no list of finite numbers x, y, ...")
+    # As Detectron2's loader, which takes the others.
+    return sum(len(polygon) < 6 or len(polygon) % 2 != 0 for polygon in segmentation)
+
+
+def _outside(annotation: dict, size: tuple[int, int]) -> list[tuple[str, int]]:
+    """What of a person lies outside the image of `size` (W, H), and how many of it."""
+    found = []
+    x, y, width, height = annotation["bbox"]
+    inside = [
+        min(start + length, limit) - max(start, 0)
+        for start, length, limit in ((x, width, size[0]), (y, height, size[1]))
+    ]
+    if min(inside) <= 0:
+        found.append((OUTSIDE, 1))
+    elif max(-x, -y, x + width - size[0], y + height - size[1]) > _SLACK:
+        found.append((CLIPPED, 1))
+    keypoints = annotation.get("keypoints") or []
+    # Pixel indices: those of an image's last column and row are its size - 1.
+    points = sum(
+        v > 0 and not (-0.5 <= px <= size[0] - 0.5 and -0.5 <= py <= size[1] - 0.5)
+        for px, py, v in zip(keypoints[::3], keypoints[1::3], keypoints[2::3], strict=True)
+    )
+    return [*found, (POINTS_OUTSIDE, points)] if points else found
 
 
 def _are_numbers(values: object, count: int | None = None) -> bool:
@@ -219,8 +353,8 @@ def _are_numbers(values: object, count: int | None = None) -> bool:
         return False
 
 
-def _where(annotation: dict, path: str, place: int | None = None) -> str:
+def _where(annotation: dict, place: int | None = None) -> str:
     number = annotation.get("id")
     if number is None and place is not None:
         number = f"number {place + 1}"
-    return f"{path}: annotation {number} of image {annotation.get('image_id')}"
+    return f"annotation {number} of image {annotation.get('image_id')}"

@@ -1,12 +1,14 @@
-"""Pose datasets: registration of the bundled sample, and loading with clear errors.
+"""Pose datasets: registration by name, and loading with clear errors.
 
 Detectron2's own names (keypoints_coco_2017_train ...) work as they are; it reads the folder that
-holds them from DETECTRON2_DATASETS when it is imported.
+holds them from DETECTRON2_DATASETS when it is imported. Datasets that a config names:
+`mpn_d2.data.own_datasets`.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,34 +22,113 @@ from detectron2.data.build import (
     filter_images_with_few_keypoints,
     filter_images_with_only_crowd_annotations,
 )
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data.datasets import load_coco_json
 from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.structures import BoxMode
 
 from mpn_d2.data.coco_file import CocoSummary, check_coco_file, person_class
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 
-_SAMPLE_PREFIX = "coco_sample_"
+logger = logging.getLogger(__name__)
+
 _SAMPLE_DIR = Path(__file__).resolve().parents[2] / "datasets" / "coco_sample"
+# Name -> skeleton, image folder, annotation file in the order of preference: the authors' layout,
+# then mmpose's. All under DETECTRON2_DATASETS.
+_PUBLIC = {
+    **{
+        f"crowdpose_{split}": (
+            "crowdpose",
+            "crowdpose/images",
+            (
+                f"crowdpose/json/crowdpose_{split}.json",
+                f"crowdpose/annotations/mmpose_crowdpose_{split}.json",
+            ),
+        )
+        for split in ("train", "val", "trainval", "test")
+    },
+    **{
+        f"ochuman_{split}": (
+            "coco",
+            "OCHuman/images",
+            (
+                f"OCHuman/ochuman_coco_format_{split}_range_0.00_1.00.json",
+                f"ochuman/annotations/ochuman_coco_format_{split}_range_0.00_1.00.json",
+            ),
+        )
+        for split in ("val", "test")
+    },
+}
 
 
 def register_pose_datasets(root: str | os.PathLike | None = None) -> None:
-    """Registers the bundled photographs: `coco_sample_train`, `_val`, and two of train, `_two`.
+    """Registers what the package knows by name; reads no file.
 
-    May be called again; the sample is then registered anew where `root` differs.
+    - the bundled photographs: `coco_sample_train`, `_val`, and two of train, `_two`;
+    - CrowdPose (`crowdpose_train`, `_val`, `_trainval`, `_test`; 14 keypoints) and OCHuman
+      (`ochuman_val`, `_test`; COCO's keypoints) in the folder DETECTRON2_DATASETS (default:
+      datasets).
+
+    May be called again; what lies elsewhere now is then registered anew.
 
     Args:
-        root: folder with `train`, `val` and `annotations`; None for datasets/coco_sample of this
-            repository.
+        root: folder of the photographs with `train`, `val` and `annotations`; None for
+            datasets/coco_sample of this repository.
     """
     root = _SAMPLE_DIR if root is None else Path(root)
     for split, folder in (("train", "train"), ("val", "val"), ("two", "train")):
-        _register_coco_json(
-            f"{_SAMPLE_PREFIX}{split}",
+        register_people(
+            f"coco_sample_{split}",
             json_file=str(root / "annotations" / f"person_keypoints_{split}.json"),
             image_root=str(root / folder),
             skeleton=get_skeleton("coco"),
+            remedy="run from the repository, or call register_pose_datasets(root)",
         )
+    for name, (skeleton, images, files) in _PUBLIC.items():
+        found = [file for file in map(_in_datasets, files) if os.path.isfile(file)]
+        json_file = found[0] if found else _in_datasets(files[0])
+        folders = [_in_datasets(images), os.path.join(Path(json_file).parents[1], "images")]
+        register_people(
+            name,
+            json_file=json_file,
+            image_root=next(filter(os.path.isdir, folders), folders[0]),
+            skeleton=get_skeleton(skeleton),
+        )
+
+
+def register_people(
+    name: str,
+    *,
+    json_file: str,
+    image_root: str | None,
+    skeleton: Skeleton,
+    remedy: str | None = None,
+) -> None:
+    """Registers people of a COCO JSON, packed (.json.gz) or not, in Detectron2's catalogs.
+
+    A name that is registered already comes to mean this dataset.
+
+    Args:
+        name: of the dataset.
+        json_file: annotations; read when the dataset is loaded.
+        image_root: folder of the images; None: there are none, which is enough for training the
+            assembly.
+        skeleton: of the keypoints.
+        remedy: what the message says when a file is missing; None: about DETECTRON2_DATASETS.
+    """
+    if name in DatasetCatalog.list():
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, lambda: _load_coco(name, json_file, image_root or ""))
+    metadata = {
+        "json_file": json_file,
+        "evaluator_type": "coco",
+        "thing_classes": ["person"],
+        "image_root": image_root or "",
+        **skeleton.to_metadata(),
+    }
+    if remedy is not None:
+        metadata["remedy"] = remedy
+    MetadataCatalog.get(name).set(**metadata)
 
 
 def load_pose_dicts(
@@ -56,6 +137,7 @@ def load_pose_dicts(
     is_train: bool,
     min_keypoints_per_image: int = 0,
     keep_empty: bool = False,
+    need_images: bool = True,
 ) -> list[dict]:
     """Loads the people of registered datasets in Detectron2's format, one dict an image.
 
@@ -72,6 +154,8 @@ def load_pose_dicts(
         is_train: leave out images as the next two arguments say, and ask for keypoints.
         min_keypoints_per_image: images with fewer labelled keypoints are left out.
         keep_empty: keep images without any non-crowd person.
+        need_images: False: the images are not read (the assembly trains on annotations alone), and
+            their folder need not be there.
 
     Raises:
         ValueError: an unknown name, an unreadable, empty or faulty file (see `check_coco_file`),
@@ -83,7 +167,7 @@ def load_pose_dicts(
         raise ValueError("no dataset named: set DATASETS.TRAIN or DATASETS.TEST")
     dicts: list[dict] = []
     for name in names:
-        check_dataset(name)
+        check_dataset(name, need_images=need_images)
         dicts += _load_one(name)
     # Not thing_classes: whatever else the files hold, people alone were loaded.
     if all(hasattr(MetadataCatalog.get(name), "keypoint_names") for name in names):
@@ -91,6 +175,8 @@ def load_pose_dicts(
     if not is_train:
         return dicts
 
+    if not any(record.get("annotations") for record in dicts):
+        raise ValueError(f"dataset {', '.join(names)}: nobody is annotated, nothing to train on")
     if not any(has_keypoints(a) for record in dicts for a in record.get("annotations", [])):
         raise ValueError(
             f"dataset {', '.join(names)}: no keypoints annotated, nothing to train on "
@@ -108,11 +194,15 @@ def load_pose_dicts(
     return dicts
 
 
-def check_dataset(name: str) -> None:
+def check_dataset(name: str, *, need_images: bool = True) -> None:
     """Raises one clear line unless `name` is registered and its files are there.
 
+    Args:
+        name: of the dataset.
+        need_images: whether the image folder must be there.
+
     Raises:
-        ValueError: unknown name; near names are listed.
+        ValueError: unknown name, near names are listed; or a dataset without images.
         FileNotFoundError: the annotation file or image folder is missing.
     """
     if name not in DatasetCatalog.list():
@@ -121,21 +211,22 @@ def check_dataset(name: str) -> None:
         raise ValueError(f"dataset {name!r} is not registered; {hint}")
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
-    for what, path, found in (
-        ("annotation file", json_file, json_file is None or os.path.isfile(json_file)),
-        ("image folder", image_root, image_root is None or os.path.isdir(image_root)),
-    ):
-        if not found and name.startswith(_SAMPLE_PREFIX):
-            raise FileNotFoundError(
-                f"dataset {name!r}: {what} {path} not found; run from the repository, or call "
-                "register_pose_datasets(root)"
-            )
-        if not found:
-            root = os.environ.get("DETECTRON2_DATASETS", "")
-            raise FileNotFoundError(
-                f"dataset {name!r}: {what} {path} not found; DETECTRON2_DATASETS={root!r} must "
-                "name the folder of the datasets (COCO: coco/annotations, coco/train2017 ...)"
-            )
+    remedy = metadata.get("remedy") or (
+        f"DETECTRON2_DATASETS={os.environ.get('DETECTRON2_DATASETS', '')!r} must name the folder "
+        "of the datasets (COCO: coco/annotations, coco/train2017 ...)"
+    )
+    if json_file is not None and not os.path.isfile(json_file):
+        raise FileNotFoundError(
+            f"dataset {name!r}: annotation file {json_file} not found; {remedy}"
+        )
+    if not need_images or image_root is None or os.path.isdir(image_root):
+        return
+    if not image_root:
+        raise ValueError(
+            f"dataset {name!r} has no image folder, which all but the training of the assembly "
+            f"needs; {remedy}"
+        )
+    raise FileNotFoundError(f"dataset {name!r}: image folder {image_root} not found; {remedy}")
 
 
 def has_keypoints(annotation: dict) -> bool:
@@ -144,29 +235,21 @@ def has_keypoints(annotation: dict) -> bool:
     return keypoints is not None and any(v > 0 for v in keypoints[2::3])
 
 
-def _register_coco_json(name: str, json_file: str, image_root: str, skeleton: Skeleton) -> None:
-    # register_coco_instances asserts on a known name.
-    if name in DatasetCatalog.list():
-        metadata = MetadataCatalog.get(name)
-        if (metadata.get("json_file"), metadata.get("image_root")) == (json_file, image_root):
-            return
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    metadata = {
-        "thing_classes": ["person"],
-        "keypoint_names": skeleton.keypoint_names,
-        "keypoint_flip_map": skeleton.keypoint_flip_map,
-        "keypoint_connection_rules": skeleton.keypoint_connection_rules,
-    }
-    register_coco_instances(name, metadata, json_file, image_root)
+def _in_datasets(path: str) -> str:
+    root = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    return os.path.join(os.path.expanduser(root), path)
+
+
+def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
+    return load_coco_json(check_coco_file(json_file).file, image_root, name)
 
 
 def _load_one(name: str) -> list[dict]:
     metadata = MetadataCatalog.get(name)
     json_file, summary = metadata.get("json_file"), None
     if json_file is not None:
-        keypoint_names = metadata.get("keypoint_names")
-        summary = check_coco_file(json_file, len(keypoint_names) if keypoint_names else None)
+        summary = check_coco_file(json_file, metadata.get("keypoint_names"))
+        logger.info("dataset %s: %s", name, summary.describe())
     try:
         dicts = get_detection_dataset_dicts(name, filter_empty=False)
     except AssertionError as error:  # of Detectron2's: metadata that differ, "ignore", no image

@@ -6,13 +6,16 @@ import contextlib
 import io
 import itertools
 import json
+import logging
 import math
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from detectron2.data import MetadataCatalog
+from detectron2.data.datasets import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
@@ -20,7 +23,9 @@ from detectron2.utils import comm
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mpn_d2.data.annotation_cache import read_json
 from mpn_d2.data.coco_file import check_coco_file, people_only, person_class
+from mpn_d2.evaluation.crowding import average_precision, images_by_crowding
 from mpn_d2.utils.files import write_text_atomically
 
 PERSON_CLASS = 0  # of the model
@@ -38,8 +43,10 @@ class PoseEvaluator(COCOEvaluator):
     exporter shifts keypoints in place).
 
     `evaluate()` returns {"bbox": {...}, "keypoints": {...}} with Detectron2's metric names, 0 to
-    100. A metric for which the dataset holds no ground truth is None; with ground truth and no
-    predictions it is 0; never NaN. Processes other than the main one get {}.
+    100. Where images have a `crowdIndex` (CrowdPose), "keypoints" also holds AP_easy, AP_medium and
+    AP_hard (see `mpn_d2.evaluation.crowding`). A metric for which the dataset holds no ground truth
+    is None; with ground truth and no predictions it is 0; never NaN. Processes other than the main
+    one get {}. People without `area` have 0.53 of their box's (design 7.9).
 
     Files in `output_dir`, in COCO's result format: coco_instances_results.json (boxes) and
     keypoints_results.json (poses; joints that were not assigned are 0, 0, 0; each pose carries its
@@ -57,40 +64,31 @@ class PoseEvaluator(COCOEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: registered, in COCO format.
+            dataset_name: registered; one that is not in COCO format is written to `output_dir` so.
             tasks: of "bbox" and "keypoints".
             sigmas: (K,) OKS constants of the dataset's skeleton.
             output_dir: where results are written; None writes none.
             distributed: gather the predictions of all processes.
 
         Raises:
-            ValueError: an unknown task, annotated keypoints that are not K, people without `area`,
-                or a faulty annotation file (see `check_coco_file`).
+            ValueError: an unknown task, annotated keypoints that are not K, or a faulty
+                annotation file (see `check_coco_file`).
             FileNotFoundError: the annotation file is missing.
         """
         unknown = sorted(set(tasks) - set(RESULT_FILES))
         if unknown:
             raise ValueError(f"EVAL.TASKS: {unknown[0]!r} is none of {sorted(RESULT_FILES)}")
-        json_file = MetadataCatalog.get(dataset_name).get("json_file")
-        if json_file is not None:  # else the base class writes one, from the dataset's dicts
-            summary = check_coco_file(json_file)
-            if summary.without_area:
-                raise ValueError(
-                    f"{summary.without_area} has no 'area', which COCO's metrics need: add the "
-                    "person's area in square pixels (0.53 of its box is a fair guess)"
-                )
-        super().__init__(
-            dataset_name,
-            tuple(tasks),
-            distributed,
-            output_dir,
-            use_fast_impl=False,
-            kpt_oks_sigmas=tuple(sigmas),
-            allow_cached_coco=False,
-        )
+        # Not super().__init__: it reads the metadata's file, not its completed copy.
+        self._logger = logging.getLogger(__name__)
+        self._cpu_device = torch.device("cpu")
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._tasks = tuple(tasks)
+        self._distributed = distributed
+        self._output_dir = output_dir
+        content = _annotations_of(dataset_name, output_dir)
         self._dataset_name = dataset_name
         self._sigmas = np.array(sigmas, dtype=np.float64)
-        self._coco_api, self._person_id = truth_of_people(self._coco_api.dataset, dataset_name)
+        self._coco_api, self._person_id = truth_of_people(content, dataset_name)
         self._complete_annotations()
         self.reset()
 
@@ -138,17 +136,26 @@ class PoseEvaluator(COCOEvaluator):
             f"\n{task} on {self._dataset_name}: {len(truth.imgs)} images, {people} annotated, "
             f"{len(results)} predicted"
         )
+        wanted = sorted(truth.imgs if img_ids is None else img_ids)
+        scorer = self._scorer(task, _load_results(truth, results), wanted)
+        scorer.summarize()
+        derived = self._derive_coco_results(scorer, task)
+        if task == "keypoints":
+            for name, ids in images_by_crowding(truth.dataset["images"]).items():
+                part = self._scorer(task, scorer.cocoDt, sorted(set(ids).intersection(wanted)))
+                derived[name] = average_precision(part)
+        return {name: value if math.isfinite(value) else None for name, value in derived.items()}
+
+    def _scorer(self, task: str, results: COCO, img_ids: Sequence[int]) -> COCOeval:
+        """pycocotools' evaluation of `results` on these images, accumulated."""
         with contextlib.redirect_stdout(io.StringIO()):
-            scorer = COCOeval(truth, _load_results(truth, results), task)
-            if img_ids is not None:
-                scorer.params.imgIds = sorted(img_ids)
+            scorer = COCOeval(self._coco_api, results, task)
+            scorer.params.imgIds = list(img_ids)
             if task == "keypoints":
                 scorer.params.kpt_oks_sigmas = self._sigmas
             scorer.evaluate()
             scorer.accumulate()
-        scorer.summarize()
-        derived = self._derive_coco_results(scorer, task)
-        return {name: value if math.isfinite(value) else None for name, value in derived.items()}
+        return scorer
 
     def _complete_annotations(self) -> None:
         """Fills in what pycocotools wants to find, in memory: no crowd, keypoints all zero."""
@@ -166,6 +173,21 @@ class PoseEvaluator(COCOEvaluator):
                 )
             annotation["keypoints"] = keypoints
             annotation.setdefault("num_keypoints", sum(v > 0 for v in keypoints[2::3]))
+
+
+def _annotations_of(dataset_name: str, output_dir: str | None) -> dict:
+    """COCO content of a dataset; one without a JSON file is written to `output_dir` as such."""
+    metadata = MetadataCatalog.get(dataset_name)
+    if metadata.get("json_file") is None:
+        if output_dir is None:
+            raise ValueError(
+                f"dataset {dataset_name!r} is not in COCO format: give output_dir, where its "
+                "annotations are written so"
+            )
+        file = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
+        convert_to_coco_json(dataset_name, file, allow_cached=False)
+        metadata.json_file = file
+    return read_json(check_coco_file(metadata.json_file).file)[0]
 
 
 def truth_of_people(content: dict, dataset_name: str) -> tuple[COCO, int]:

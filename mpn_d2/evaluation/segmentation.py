@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections import OrderedDict
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +12,7 @@ from detectron2.evaluation import SemSegEvaluator
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
 
+from mpn_d2.data.annotation_cache import read_json
 from mpn_d2.data.coco_file import check_coco_file
 from mpn_d2.data.person_masks import box_mask, has_mask, union_mask
 from mpn_d2.evaluation.pose_evaluator import truth_of_people, write_json
@@ -51,9 +50,8 @@ class PersonSegEvaluator(SemSegEvaluator):
             ValueError: it is faulty (see `check_coco_file`).
         """
         # Not super().__init__: it wants mask files and class names in the dataset's metadata.
-        json_file = MetadataCatalog.get(dataset_name).json_file
-        check_coco_file(json_file)
-        content = json.loads(Path(json_file).read_text(encoding="utf-8"))
+        summary = check_coco_file(MetadataCatalog.get(dataset_name).json_file)
+        content, _ = read_json(summary.file)
         self._coco_api, _ = truth_of_people(content, dataset_name)
         self._dataset_name = dataset_name
         self._distributed = distributed

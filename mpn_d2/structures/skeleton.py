@@ -5,7 +5,13 @@ The only place with keypoint counts, left-right pairs, edges and OKS sigmas (des
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from mpn_d2.structures.skeleton_file import read_skeleton_file, skeleton_text
 
 # RGB of drawn edges by body side, as Detectron2's Visualizer takes them (0..255).
 _LEFT_COLOR = (51, 153, 255)
@@ -18,14 +24,15 @@ class Skeleton:
     """Keypoints of one kind of annotation; K = number of keypoints.
 
     Attributes:
-        name: key in `get_skeleton`.
+        name: key in `get_skeleton`, or what the file calls it.
         keypoint_names: K names, in the order of the annotations' channels.
         flip_pairs: (left, right) names that a left-right flip exchanges.
         edges: pairs of names joined by a drawn line.
         sigmas: K constants of OKS, `exp(-d^2 / (2 area (2 sigma)^2))`, no unit.
 
     Raises:
-        ValueError: a pair or edge names an unknown keypoint, or the sigmas are not K.
+        ValueError: a name occurs twice, a pair or edge names an unknown keypoint or one keypoint
+            twice, or the sigmas are not K positive numbers; names the field.
     """
 
     name: str
@@ -35,21 +42,88 @@ class Skeleton:
     sigmas: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        known = set(self.keypoint_names)
-        if len(known) != len(self.keypoint_names):
-            raise ValueError(f"skeleton {self.name!r}: a keypoint name occurs twice")
-        for pair in (*self.flip_pairs, *self.edges):
-            unknown = sorted(set(pair) - known)
-            if unknown:
-                raise ValueError(f"skeleton {self.name!r}: unknown keypoint {unknown[0]!r}")
-        paired = [name for pair in self.flip_pairs for name in pair]
-        if len(set(paired)) != len(paired):
-            raise ValueError(f"skeleton {self.name!r}: a keypoint is in two flip pairs")
+        where = f"skeleton {self.name!r}"
+        twice = _first_repeated(self.keypoint_names)
+        if twice is not None or not self.keypoint_names:
+            fault = "is empty" if twice is None else f"has {twice!r} twice"
+            raise ValueError(f"{where}: keypoint_names {fault}")
+        for field in ("flip_pairs", "edges"):
+            for pair in getattr(self, field):
+                unknown = sorted(set(pair) - set(self.keypoint_names))
+                if unknown:
+                    raise ValueError(f"{where}: {field} has an unknown keypoint {unknown[0]!r}")
+                if len(pair) != 2 or pair[0] == pair[1]:
+                    raise ValueError(f"{where}: {field} has {pair}, not two different keypoints")
+        twice = _first_repeated([name for pair in self.flip_pairs for name in pair])
+        if twice is not None:
+            raise ValueError(f"{where}: {twice!r} is in two flip_pairs")
         if len(self.sigmas) != self.num_keypoints:
             raise ValueError(
-                f"skeleton {self.name!r}: {len(self.sigmas)} sigmas "
-                f"for {self.num_keypoints} keypoints"
+                f"{where}: {len(self.sigmas)} sigmas for {self.num_keypoints} keypoint_names"
             )
+        for keypoint, sigma in zip(self.keypoint_names, self.sigmas, strict=True):
+            if not (math.isfinite(sigma) and sigma > 0):
+                raise ValueError(f"{where}: sigmas has {sigma} for {keypoint!r}, not above 0")
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike) -> Skeleton:
+        """The skeleton in a YAML file (keys: see `mpn_d2.structures.skeleton_file`).
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: one line with the file, the key and what is wrong.
+        """
+        fields = read_skeleton_file(path)
+        try:
+            return cls(**fields)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def to_yaml(self) -> str:
+        """Text of a file that `from_yaml` reads."""
+        return skeleton_text(asdict(self))
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping, name: str = "metadata") -> Skeleton | None:
+        """The skeleton of a dataset's metadata (MetadataCatalog); None where it tells no keypoints.
+
+        Sigmas that the metadata does not hold are those of the built-in skeleton with the same
+        names.
+
+        Raises:
+            ValueError: there is no such skeleton, or the metadata contradict themselves.
+        """
+        names = metadata.get("keypoint_names", None)
+        if not names:
+            return None
+        names = tuple(names)
+        sigmas = metadata.get("keypoint_sigmas", None)
+        if sigmas is None:
+            same = [s for s in _SKELETONS.values() if s.keypoint_names == names]
+            if not same:
+                raise ValueError(
+                    f"dataset {name!r} has no keypoint_sigmas in its metadata: register it with "
+                    "Skeleton.to_metadata()"
+                )
+            sigmas = same[0].sigmas
+        return cls(
+            name=name,
+            keypoint_names=names,
+            flip_pairs=tuple(tuple(p) for p in metadata.get("keypoint_flip_map", None) or ()),
+            edges=tuple(
+                (rule[0], rule[1]) for rule in metadata.get("keypoint_connection_rules", None) or ()
+            ),
+            sigmas=tuple(sigmas),
+        )
+
+    def to_metadata(self) -> dict:
+        """What Detectron2's metadata of a dataset hold about keypoints, and the sigmas."""
+        return {
+            "keypoint_names": self.keypoint_names,
+            "keypoint_flip_map": self.keypoint_flip_map,
+            "keypoint_connection_rules": self.keypoint_connection_rules,
+            "keypoint_sigmas": self.sigmas,
+        }
 
     @property
     def num_keypoints(self) -> int:
@@ -91,14 +165,36 @@ class Skeleton:
 
 
 def get_skeleton(name: str) -> Skeleton:
-    """The skeleton called `name` ("coco", "crowdpose", "mpii").
+    """The skeleton called `name` ("coco", "crowdpose", "mpii"), or that of a YAML file.
+
+    Args:
+        name: MODEL.SKELETON or DATASETS.OWN.<NAME>.SKELETON; what ends in .yaml or .yml is a
+            file, relative to the working folder.
 
     Raises:
-        ValueError: unknown name; the message lists the known ones.
+        FileNotFoundError: there is no such file.
+        ValueError: unknown name, the message lists the known ones; or a faulty file.
     """
-    if name not in _SKELETONS:
-        raise ValueError(f"unknown skeleton {name!r} (MODEL.SKELETON); known: {sorted(_SKELETONS)}")
-    return _SKELETONS[name]
+    if name in _SKELETONS:
+        return _SKELETONS[name]
+    if not str(name).endswith((".yaml", ".yml")):
+        raise ValueError(
+            f"unknown skeleton {name!r} (MODEL.SKELETON); known: {sorted(_SKELETONS)}, or the "
+            "path of a .yaml file"
+        )
+    path = os.path.abspath(os.path.expanduser(name))
+    changed = os.stat(path).st_mtime_ns if os.path.isfile(path) else 0
+    return _skeleton_of_file(path, changed)
+
+
+@functools.lru_cache(maxsize=16)
+def _skeleton_of_file(path: str, changed: int) -> Skeleton:
+    """`changed` is there to notice a changed file."""
+    return Skeleton.from_yaml(path)
+
+
+def _first_repeated(values: Sequence[str]) -> str | None:
+    return next((value for i, value in enumerate(values) if value in values[:i]), None)
 
 
 def _sided(*parts: str) -> tuple[tuple[str, str], ...]:
