@@ -280,6 +280,19 @@ def _add_engine_keys(cfg: CN) -> None:
     cfg.SOLVER.EMA = CN()
     # Decay of the averaged weights that are evaluated and saved, 0 to 1; 0 for none. [ours: off]
     cfg.SOLVER.EMA.DECAY = 0.0
+    # With SOLVER.LR_SCHEDULER_NAME ReduceOnPlateau (beside Detectron2's schedules): the learning
+    # rate falls when a figure of the evaluation every TEST.EVAL_PERIOD stops getting better.
+    cfg.SOLVER.PLATEAU = CN()
+    # "task/metric" of the first of DATASETS.TEST, or loss: that of training, over DATASETS.TEST.
+    cfg.SOLVER.PLATEAU.METRIC = "loss"
+    # The learning rate is multiplied by this. [paper: 0.1]
+    cfg.SOLVER.PLATEAU.FACTOR = 0.1
+    # Evaluations in a row without a gain that are put up with. [LM: 3]
+    cfg.SOLVER.PLATEAU.PATIENCE = 3
+    # Smallest share of the best figure that counts as a gain. [PyTorch: 0.0001]
+    cfg.SOLVER.PLATEAU.THRESHOLD = 0.0001
+    # The learning rate is not lowered below this. [PyTorch: 0]
+    cfg.SOLVER.PLATEAU.MIN_LR = 0.0
 
     cfg.STAGES = CN()
     # Order of `--stage all`. [paper]

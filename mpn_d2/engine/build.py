@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from mpn_d2.engine.loop import AMP_DTYPES
+from mpn_d2.engine.plateau import check_plateau
 
 # What Detectron2's and PyTorch's constructors raise at values that they cannot use.
 _BUILD_ERRORS = (
@@ -61,6 +62,7 @@ def check_training_config(cfg: CfgNode) -> None:
             f"SOLVER.EMA.DECAY is {cfg.SOLVER.EMA.DECAY}: it must be 0 (off) or below 1"
         )
     _check_precision(cfg)
+    check_plateau(cfg)
 
 
 def _check_precision(cfg: CfgNode) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 from torch.multiprocessing import ProcessRaisedException
 
+# FloatingPointError: a loss that is NaN or infinite.
+_MISTAKES = (ValueError, OSError, FloatingPointError)
 # Last line of a traceback: "FileNotFoundError: ...", "PIL.UnidentifiedImageError: ...".
 _RAISED = re.compile(r"^((?:\w+\.)*\w+(?:Error|Exception)): ", re.MULTILINE)
 # A DataLoader worker and a spawned process hand on the text of their traceback.
@@ -19,11 +21,13 @@ _WORKER = "Original Traceback (most recent call last):"
 def run_command(main: Callable[[], None]) -> None:
     """Runs a command; a mistake in its input ends it with one line on stderr and exit code 2.
 
+    So does a loss that is not finite (FloatingPointError).
+
     MPN_TRACEBACK=1 shows the whole traceback instead.
     """
     try:
         main()
-    except (ValueError, OSError, ProcessRaisedException) as error:
+    except (*_MISTAKES, ProcessRaisedException) as error:
         line = _one_line(error)
         if line is None or os.environ.get("MPN_TRACEBACK") == "1":
             raise
@@ -51,7 +55,7 @@ def _one_line(error: Exception) -> str | None:
 
 
 def _is_mistake(name: str) -> bool:
-    """Whether an error's name in a traceback is that of a ValueError or an OSError."""
+    """Whether an error's name in a traceback is that of one of `_MISTAKES`."""
     module, _, name = name.rpartition(".")
     kind = getattr(sys.modules.get(module, builtins), name, None)
-    return isinstance(kind, type) and issubclass(kind, ValueError | OSError)
+    return isinstance(kind, type) and issubclass(kind, _MISTAKES)

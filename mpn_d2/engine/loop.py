@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import SimpleTrainer, create_ddp_model
+from detectron2.engine import SimpleTrainer
 from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -154,16 +154,6 @@ class TrainingLoop(SimpleTrainer):
             self.ema.load_state_dict(state_dict["ema"])
         else:
             self.start_averaging()
-
-
-def share_among_processes(model: nn.Module) -> nn.Module:
-    """The model in DistributedDataParallel if there are several processes.
-
-    Buffers are each process's own: those of the main process are saved.
-    """
-    gpu = next(model.parameters()).is_cuda
-    devices = [comm.get_local_rank()] if gpu and comm.get_world_size() > 1 else None
-    return create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
 
 
 def build_training_loop(

@@ -11,13 +11,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.engine.hooks import EvalHook
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.solver import build_optimizer as build_sgd
 from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts
@@ -25,7 +26,10 @@ from mpn_d2.data.loader import build_pose_train_loader
 from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.hooks import add_long_run_hooks, build_event_writers
-from mpn_d2.engine.loop import build_training_loop, share_among_processes
+from mpn_d2.engine.loop import build_training_loop
+from mpn_d2.engine.plateau import LOSS, PlateauMultiplier, build_scheduler, shared_metric
+from mpn_d2.engine.processes import broadcast_buffers, share_among_processes
+from mpn_d2.engine.validation import validation_loss
 from mpn_d2.evaluation import build_evaluator, drop_missing
 
 logger = logging.getLogger(__name__)
@@ -104,6 +108,10 @@ class PoseTrainer(DefaultTrainer):
         return adam(params, lr=cfg.SOLVER.BASE_LR)
 
     @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return build_scheduler(cfg, optimizer)
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode, start: int = 0) -> Iterable[list[dict]]:
         """Batches of images; of people without images while only the assembly trains.
 
@@ -147,9 +155,12 @@ class PoseTrainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         hooks = super().build_hooks()
-        # Detectron2's hook takes numbers only; the None of missing metrics stays in the results.
-        place = next(i for i, hook in enumerate(hooks) if isinstance(hook, EvalHook))
-        hooks[place] = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate)
+        # Detectron2's evaluation takes numbers only and comes after the checkpoint, which would
+        # miss what the evaluation does to the learning rate.
+        hooks = [hook for hook in hooks if not isinstance(hook, EvalHook)]
+        is_late = [isinstance(hook, PeriodicCheckpointer | PeriodicWriter) for hook in hooks]
+        place = is_late.index(True) if True in is_late else len(hooks)
+        hooks.insert(place, Evaluation(self.cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
             add_long_run_hooks(self.cfg, hooks, self.checkpointer)
         return hooks
@@ -158,9 +169,20 @@ class PoseTrainer(DefaultTrainer):
         return build_event_writers(self.cfg, self.max_iter)
 
     def _evaluate(self) -> dict[str, dict]:
+        """Evaluates the weights that would be saved now, and tells the plateau of it."""
+        model = self._trainer.bare_model
         with self._trainer.averaged_weights():
-            self.last_results = self.test(self.cfg, self._trainer.bare_model)
-        return {name: drop_missing(tasks) for name, tasks in self.last_results.items()}
+            broadcast_buffers(model)
+            self.last_results = self.test(self.cfg, model) if self.cfg.EVAL.TASKS else {}
+            scalars = {name: drop_missing(tasks) for name, tasks in self.last_results.items()}
+            if isinstance(self.scheduler, PlateauMultiplier):
+                if self.scheduler.metric == LOSS:
+                    value = validation_loss(self.cfg, model)
+                    scalars["validation"] = {"loss": value}
+                else:
+                    value = shared_metric(scalars, self.cfg.DATASETS.TEST[0], self.scheduler.metric)
+                self.scheduler.observe(value)
+        return scalars
 
     def resume_or_load(self, resume: bool = True, strict: bool = False) -> None:
         """Continues from OUTPUT_DIR's last checkpoint if `resume`, else loads MODEL.WEIGHTS.
@@ -179,3 +201,11 @@ class PoseTrainer(DefaultTrainer):
     def state_dict(self) -> dict:
         # A checkpoint tells whose it is: stages of one OUTPUT_DIR do not resume one another.
         return {**super().state_dict(), "train_parts": list(self.cfg.MODEL.TRAIN_PARTS)}
+
+
+class Evaluation(EvalHook):
+    """Detectron2's EvalHook, but a training that failed in its last iteration is not evaluated."""
+
+    def after_train(self) -> None:
+        if self.trainer.iter == self.trainer.max_iter:
+            super().after_train()

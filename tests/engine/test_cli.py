@@ -19,7 +19,7 @@ def line_of(main, capsys) -> str:
     return line
 
 
-@pytest.mark.parametrize("kind", [FileNotFoundError, ValueError])
+@pytest.mark.parametrize("kind", [FileNotFoundError, ValueError, FloatingPointError])
 @pytest.mark.parametrize("in_worker", [False, True])
 def test_errors_of_loader_workers(in_worker, kind, capsys):
     def main():
