@@ -28,14 +28,11 @@ from detectron2.utils.events import (
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.pictures import build_picture_hook
 from mpn_d2.utils.files import write_text_atomically
+from mpn_d2.utils.metrics_file import METRICS, START
 
 logger = logging.getLogger(__name__)
 
 BEST = "model_best"
-METRICS = "metrics.json"
-# Scalar written once at the begin of a run: values from this iteration on that stand before it in
-# metrics.json belong to a run that was given up.
-START = "start_iteration"
 _PERIODIC = re.compile(r"model_(\d{7})\.pth")
 
 
@@ -217,7 +214,7 @@ class BestCheckpoint(HookBase):
 
 
 class StartMarker(HookBase):
-    """Writes the iteration that this run starts at into metrics.json, see `START`."""
+    """Writes the iteration that this run starts at into metrics.json, for its readers."""
 
     def before_train(self) -> None:
         self.trainer.storage.put_scalar(START, self.trainer.start_iter, smoothing_hint=False)
