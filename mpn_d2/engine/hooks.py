@@ -37,16 +37,15 @@ _PERIODIC = re.compile(r"model_(\d{7})\.pth")
 
 
 def add_long_run_hooks(cfg: CfgNode, hooks: list[HookBase], checkpointer: PoseCheckpointer) -> None:
-    """Adds this module's hooks to those of Detectron2's trainer, in place; main process alone.
-
-    They come after the evaluation, which they look at, and before the writers.
-    """
+    """Adds this module's hooks to those of Detectron2's trainer, in place; main process alone."""
     place = next(i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicCheckpointer))
-    hooks[place] = build_checkpoint_hook(cfg, checkpointer)
     best = build_best_hook(cfg, checkpointer)
+    # After the evaluation and before the checkpoint: a run that is killed between the two, and
+    # resumed from the checkpoint, would not see this evaluation again.
+    hooks[place : place + 1] = [*([best] if best else []), build_checkpoint_hook(cfg, checkpointer)]
     place = next(i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter))
     pictures = build_picture_hook(cfg, to_events=has_tensorboard())
-    hooks[place:place] = [StartMarker(), *(hook for hook in (best, pictures) if hook)]
+    hooks[place:place] = [StartMarker(), *([pictures] if pictures else [])]
 
 
 def build_checkpoint_hook(cfg: CfgNode, checkpointer: PoseCheckpointer) -> PeriodicCheckpointer:
@@ -123,8 +122,8 @@ class BestCheckpoint(HookBase):
     """Keeps the model of the best evaluation as model_best.pth; higher is better.
 
     model_best.json beside it tells the metric, its value (0 to 100) and the iteration, so that a
-    resumed run compares with what was reached before. (The checkpoints cannot tell: they are
-    written before the evaluation.) last_checkpoint keeps naming the newest, to resume from.
+    resumed run compares with what was reached before, since its last checkpoint as well.
+    last_checkpoint keeps naming the newest, to resume from.
     """
 
     def __init__(
