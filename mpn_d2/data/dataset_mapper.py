@@ -15,24 +15,17 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances, Keypoints
 
+from mpn_d2.data.augmentations import build_augmentations
 from mpn_d2.data.datasets import has_keypoints
-from mpn_d2.data.person_masks import box_mask, has_mask, reduce_to_cells, union_mask
+from mpn_d2.data.image_file import read_pose_image
+from mpn_d2.data.person_boxes import move_boxes
+from mpn_d2.data.person_masks import box_outline, has_mask, reduce_to_cells, union_mask
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 
 # Pixels a side of the cells of `person_mask` and `ignore_mask` (spec 1: heatmaps at stride 4).
 MASK_STRIDE = 4
 # Values of `ignore_mask`, see PoseDatasetMapper.
 IGNORED, IGNORED_FOR_MASK = 1, 2
-
-
-def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """Resize of the shorter edge (INPUT.MIN_SIZE_*, MAX_SIZE_*); while training a random flip."""
-    if not is_train:
-        return [T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST, "choice")]
-    resize = T.ResizeShortestEdge(
-        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
-    )
-    return [resize, T.RandomFlip(prob=cfg.INPUT.FLIP_PROB, horizontal=True)]
 
 
 class PoseDatasetMapper:
@@ -43,8 +36,9 @@ class PoseDatasetMapper:
     - `image`: (3, H, W) uint8 in INPUT.FORMAT; `height`, `width` (of the file), `file_name`,
       `image_id`;
     - with annotations: `instances` (people that are no crowds and whose clipped box is not empty:
-      `gt_boxes` clipped, `gt_classes`, `gt_keypoints` (P, K, 3) x, y, v with (0, 0, 0) where
-      unlabelled or outside the image) and `crowd_boxes` (M, 4) x1, y1, x2, y2, clipped;
+      `gt_boxes` clipped (see `move_boxes` for turned ones), `gt_classes`, `gt_keypoints` (P, K, 3)
+      x, y, v with (0, 0, 0) where unlabelled or outside the image) and `crowd_boxes` (M, 4)
+      x1, y1, x2, y2, clipped;
     - while training: `person_mask` and `ignore_mask`, uint8
       (ceil(H / MASK_STRIDE), ceil(W / MASK_STRIDE)). The first is the union of everybody's masks,
       crowds included. The second says what no loss may look at:
@@ -54,7 +48,8 @@ class PoseDatasetMapper:
         (spec 6);
       - 2, the person mask alone: the rest of the boxes of people with labelled keypoints but no
         mask. Their joints are known, which of the pixels are theirs is not;
-      - 0: all else.
+      - 0: all else, also outside the image and for people whose joints a crop left out: these are
+        known not to be there.
 
       A cell is in a region where at least half of its pixels inside the image are (for the
       person mask, of 1 and 2 together).
@@ -109,8 +104,7 @@ class PoseDatasetMapper:
         image = self._read(record)
         annotations = dataset_dict.get("annotations", []) if self.with_annotations else []
         boxes = np.array([_xyxy(a) for a in annotations], dtype=np.float64).reshape(-1, 4)
-        # The boxes are for augmentations that choose their crop by people.
-        aug_input = T.AugInput(image, boxes=boxes.copy())
+        aug_input = T.AugInput(image, boxes=boxes[_worth_looking_at(annotations)])
         transforms = self.augmentations(aug_input)
         moved = np.ascontiguousarray(aug_input.image.transpose(2, 0, 1))
         record["image"] = torch.from_numpy(moved)
@@ -118,26 +112,26 @@ class PoseDatasetMapper:
             return record
 
         size = aug_input.image.shape[:2]
-        boxes = transforms.apply_box(boxes)
-        self._add_people(record, annotations, boxes, transforms, size)
-        if self.is_train:
-            try:
+        try:
+            moved_boxes = move_boxes(annotations, boxes, transforms, image.shape[:2])
+            self._add_people(record, annotations, moved_boxes, transforms, size)
+            if self.is_train:
                 masks = _render_masks(annotations, boxes, image.shape[:2], transforms, size)
-            except ValueError as error:
-                raise ValueError(f"{record['file_name']}: {error}") from error
-            record["person_mask"], record["ignore_mask"] = map(torch.from_numpy, masks)
+                record["person_mask"], record["ignore_mask"] = map(torch.from_numpy, masks)
+        except ValueError as error:
+            raise ValueError(f"{_where(record)}: {error}") from error
         return record
 
     def _read(self, record: dict) -> np.ndarray:
         """The image (H, W, 3); fills in height and width where the record has none."""
-        file_name = record["file_name"]
-        try:
-            image = utils.read_image(file_name, format=self.image_format)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"image {file_name} not found") from error
-        except (OSError, SyntaxError) as error:  # what Pillow raises for broken files
-            raise ValueError(f"image {file_name} cannot be read: {error}") from error
-        utils.check_image_size(record, image)
+        known = "height" in record and "width" in record
+        image = read_pose_image(
+            record["file_name"],
+            self.image_format,
+            size=(record["height"], record["width"]) if known else None,
+            image_id=record.get("image_id"),
+        )
+        record["height"], record["width"] = image.shape[:2]
         return image
 
     def _add_people(
@@ -153,7 +147,7 @@ class PoseDatasetMapper:
         instances = Instances(size)
         instances.gt_boxes = _clipped(boxes[~crowd], size)
         instances.gt_classes = torch.tensor([a["category_id"] for a in people], dtype=torch.int64)
-        keypoints = [self._keypoints(a, transforms, size, record["file_name"]) for a in people]
+        keypoints = [self._keypoints(a, transforms, size) for a in people]
         instances.gt_keypoints = Keypoints(
             np.array(keypoints, dtype=np.float32).reshape(-1, self.skeleton.num_keypoints, 3)
         )
@@ -162,7 +156,7 @@ class PoseDatasetMapper:
         record["crowd_boxes"] = crowds[crowds.nonempty()].tensor
 
     def _keypoints(
-        self, annotation: dict, transforms: T.TransformList, size: tuple[int, int], file_name: str
+        self, annotation: dict, transforms: T.TransformList, size: tuple[int, int]
     ) -> np.ndarray:
         """(K, 3) x, y, v of one person; zeros where the annotation has no keypoints."""
         count = self.skeleton.num_keypoints
@@ -173,7 +167,7 @@ class PoseDatasetMapper:
         keypoints = np.array(keypoints, dtype=np.float64)
         if keypoints.size != 3 * count:
             raise ValueError(
-                f"{file_name}: a person with {keypoints.size / 3:g} keypoints, but skeleton "
+                f"a person with {keypoints.size / 3:g} keypoints, but skeleton "
                 f"{self.skeleton.name!r} has {count}: set MODEL.SKELETON to the dataset's"
             )
         return utils.transform_keypoint_annotations(
@@ -188,21 +182,37 @@ def _render_masks(
     transforms: T.TransformList,
     size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`person_mask` and `ignore_mask` in cells; `boxes` (N, 4) are moved like `annotations`."""
+    """`person_mask` and `ignore_mask` in cells; `boxes` (N, 4) are those of `annotations`."""
     known = np.array([not _is_crowd(a) and has_keypoints(a) for a in annotations], dtype=bool)
     no_mask = np.array([not has_mask(a) for a in annotations], dtype=bool)
     labelled = [a for a, is_known in zip(annotations, known, strict=True) if is_known]
     others = [a for a, is_known in zip(annotations, known, strict=True) if not is_known]
 
-    labelled_mask = union_mask(labelled, image_size, transforms, size)
-    others_mask = union_mask(others, image_size, transforms, size)
+    def cover(shapes: list[dict]) -> np.ndarray:
+        return union_mask(shapes, image_size, transforms, size)
+
+    labelled_mask, others_mask = cover(labelled), cover(others)
     person = labelled_mask | others_mask
-    for_all = (others_mask | box_mask(boxes[no_mask & ~known], size)) & (1 - labelled_mask)
-    for_mask = for_all | (box_mask(boxes[no_mask & known], size) & (1 - labelled_mask))
+    boxes_for_all = cover([box_outline(box) for box in boxes[no_mask & ~known]])
+    boxes_for_mask = cover([box_outline(box) for box in boxes[no_mask & known]])
+    for_all = (others_mask | boxes_for_all) & (1 - labelled_mask)
+    for_mask = for_all | (boxes_for_mask & (1 - labelled_mask))
     # for_mask holds for_all: the sum is 0, 1 (for the mask alone) or 2 (for all).
     count = reduce_to_cells(for_all, MASK_STRIDE) + reduce_to_cells(for_mask, MASK_STRIDE)
     ignore = np.array([0, IGNORED_FOR_MASK, IGNORED], dtype=np.uint8)[count]
     return reduce_to_cells(person, MASK_STRIDE), ignore
+
+
+def _worth_looking_at(annotations: list[dict]) -> list[int]:
+    """People whom a crop may be about: those with keypoints, else all but crowds, else all."""
+    people = [i for i, a in enumerate(annotations) if not _is_crowd(a)]
+    labelled = [i for i in people if has_keypoints(annotations[i])]
+    return labelled or people or list(range(len(annotations)))
+
+
+def _where(record: dict) -> str:
+    number = f" (image_id {record['image_id']})" if "image_id" in record else ""
+    return f"image {record['file_name']}{number}"
 
 
 def _is_crowd(annotation: dict) -> bool:

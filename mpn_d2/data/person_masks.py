@@ -5,6 +5,8 @@ Polygons are continuous coordinates; a pixel belongs to one when its centre does
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import transforms as T
@@ -64,14 +66,31 @@ def union_mask(
     return mask
 
 
-def box_mask(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8: 1 where a pixel's centre lies in any of the (N, 4) x1, y1, x2, y2 boxes."""
-    mask = np.zeros(size, dtype=np.uint8)
-    limits = np.array([size[1], size[0], size[1], size[0]])
-    edges = np.ceil(np.clip(boxes, 0, limits) - 0.5).astype(int).reshape(-1, 4)
-    for x1, y1, x2, y2 in edges:
-        mask[max(y1, 0) : y2, max(x1, 0) : x2] = 1
-    return mask
+def box_outline(box: Sequence[float]) -> dict:
+    """A box x1, y1, x2, y2 as if it were a mask, for `union_mask`: it can be turned too."""
+    x1, y1, x2, y2 = (float(v) for v in box)
+    return {"segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]]}
+
+
+def mask_points(annotation: dict, size: tuple[int, int]) -> np.ndarray:
+    """(n, 2) points x, y, between which the whole mask lies; n = 0 without a mask.
+
+    Args:
+        annotation: with COCO `segmentation`.
+        size: (H, W) of the annotated image.
+    """
+    segmentation = annotation.get("segmentation")
+    if not isinstance(segmentation, dict):
+        return np.concatenate([np.zeros((0, 2)), *valid_polygons(segmentation)])
+    mask = mask_util.decode(_compressed(segmentation, size))
+    rows = np.flatnonzero(mask.any(axis=1))
+    left = mask[rows].argmax(axis=1)
+    right = mask.shape[1] - mask[rows, ::-1].argmax(axis=1)
+    # Both ends of each row, at its upper and its lower edge.
+    return np.array(
+        [(x, y) for ends in (left, right) for edge in (rows, rows + 1) for x, y in zip(ends, edge)],
+        dtype=np.float64,
+    ).reshape(-1, 2)
 
 
 def reduce_to_cells(mask: np.ndarray, stride: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mpn_d2.config import add_mpn_config
 from mpn_d2.data import MASK_STRIDE, PoseDatasetMapper, load_pose_dicts, register_pose_datasets
-from mpn_d2.data.person_masks import box_mask, reduce_to_cells, union_mask
+from mpn_d2.data.person_masks import box_outline, mask_points, reduce_to_cells, union_mask
 from mpn_d2.structures.ground_truth import gt_boxes
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -228,7 +228,7 @@ def test_rle_follows_the_transform_and_is_checked(tmp_path: Path) -> None:
         assert _cells(out["person_mask"]) == _block(1, 4, 3, 6)
         assert _cells(out["ignore_mask"]) == _block(1, 4, 3, 6)
         assert out["crowd_boxes"].tolist() == [[16, 4, 24, 12]]
-    with pytest.raises(ValueError, match=r"drawn\.png: RLE mask of size \(24, 32\)"):
+    with pytest.raises(ValueError, match=r"drawn\.png \(image_id 3\): RLE mask of size \(24, 32\)"):
         _mapper()(_drawn(tmp_path, crowd, size=(24, 28)))
 
 
@@ -315,13 +315,27 @@ def test_cells_at_odd_sizes(size: tuple[int, int]) -> None:
             assert cells[y, x] == (mask[4 * y : 4 * y + 4, 4 * x : 4 * x + 4].mean() >= 0.5)
 
 
-def test_box_mask_takes_pixel_centres_and_clips() -> None:
-    boxes = np.array([[0.4, 0.6, 2.5, 2.4], [5, -3, 99, 1.6], [3, 3, 3, 3]])
+def test_box_as_a_mask_takes_pixel_centres_and_is_cut() -> None:
+    boxes = np.array([[0.2, 0.7, 2.3, 2.2], [5, -3, 99, 1.7], [3, 3, 3, 3]])
     expected = np.zeros((4, 7), np.uint8)
     expected[1:2, 0:2] = 1
     expected[0:2, 5:7] = 1
-    np.testing.assert_array_equal(box_mask(boxes, (4, 7)), expected)
-    assert not box_mask(np.zeros((0, 4)), (4, 7)).any()
+    np.testing.assert_array_equal(union_mask([box_outline(b) for b in boxes], (4, 7)), expected)
+
+
+def test_points_of_polygons_and_rle_hold_the_mask() -> None:
+    mask = np.zeros((9, 11), np.uint8, order="F")
+    mask[2, 3:5] = mask[3:6, 1] = 1
+    points = mask_points({"segmentation": mask_util.encode(mask)}, (9, 11))
+    assert points.min(0).tolist() == [1, 2] and points.max(0).tolist() == [5, 6]
+    # Each row is in, at both of its edges.
+    assert {(3, 2), (5, 2), (3, 3), (5, 3), (1, 6), (2, 6)} <= {tuple(p) for p in points.tolist()}
+    polygons = [[0, 1, 2, 1, 2, 3], [1, 1, 2, 2], [5.5, 5, 6, 5, 6, 7]]
+    assert len(mask_points({"segmentation": polygons}, (9, 11))) == 6
+    for nothing in ({}, {"segmentation": [[1, 1, 2, 2]]}, {"segmentation": []}):
+        assert mask_points(nothing, (9, 11)).shape == (0, 2)
+    empty = mask_util.encode(np.zeros((9, 11), np.uint8, order="F"))
+    assert mask_points({"segmentation": empty}, (9, 11)).shape == (0, 2)
 
 
 def test_image_without_people(tmp_path: Path) -> None:
@@ -374,15 +388,17 @@ def test_image_modes_and_channel_order(tmp_path: Path, mode: str, cfg: CfgNode) 
 
 def test_bad_images_and_annotations_are_named(tmp_path: Path) -> None:
     record = _drawn(tmp_path, _square(1, 1, 5, 5))
-    with pytest.raises(FileNotFoundError, match=r"image .*none\.png not found"):
+    with pytest.raises(FileNotFoundError, match=r"image .*none\.png \(image_id 3\) not found"):
         _mapper()({**record, "file_name": str(tmp_path / "none.png")})
     whole = Path(record["file_name"]).read_bytes()
     for content in (b"", b"no image", whole[: len(whole) // 2]):
         (tmp_path / "broken.png").write_bytes(content)
-        with pytest.raises(ValueError, match=r"image .*broken\.png cannot be read") as info:
+        with pytest.raises(ValueError, match=r"broken\.png \(image_id 3\) cannot be read") as info:
             _mapper()({**record, "file_name": str(tmp_path / "broken.png")})
         assert "\n" not in str(info.value)
-    with pytest.raises(ValueError, match=r"drawn\.png, got \(32, 24\), expect \(33, 24\)"):
+    with pytest.raises(ValueError, match=r"drawn\.png \(image_id 3\) is 32 x 24 .* as 33 x 24"):
         _mapper()({**record, "width": 33})
-    with pytest.raises(ValueError, match=r"drawn\.png: a person with \d+ keypoints.*'crowdpose'"):
+    with pytest.raises(
+        ValueError, match=r"drawn\.png .*: a person with \d+ keypoints.*'crowdpose'"
+    ):
         _mapper(skeleton="crowdpose")(record)

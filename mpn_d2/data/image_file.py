@@ -1,0 +1,92 @@
+"""Reading of image files, whatever kind of picture is in them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+
+import numpy as np
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from detectron2.utils.file_io import PathManager
+from PIL import ExifTags, Image, ImageOps
+
+# What Pillow raises for broken files.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+_LARGEST_16_BIT = 2**16 - 1
+
+
+def read_pose_image(
+    file_name: str | os.PathLike,
+    image_format: str,
+    *,
+    size: tuple[int, int] | None = None,
+    image_id: int | str | None = None,
+) -> np.ndarray:
+    """Reads an image as 8-bit colour.
+
+    Grey, black-and-white, palette, CMYK and transparent pictures become colour (transparency is
+    dropped); 16-bit grey is scaled to 8 bits.
+
+    A camera's note of how it was held (EXIF) is followed, as in Detectron2. Annotations may have
+    been made without it, though: where only the unturned picture has the annotated size, that is
+    returned. If both have (square pictures, half turns), the note is followed.
+
+    Args:
+        file_name: of the image.
+        image_format: INPUT.FORMAT: RGB, BGR or another that Detectron2 knows.
+        size: annotated (H, W), None for any.
+        image_id: for messages.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it cannot be read or has another size than annotated; one line with file and
+            id.
+    """
+    where = f"image {os.fspath(file_name)}"
+    if image_id is not None:
+        where += f" (image_id {image_id})"
+    try:
+        with PathManager.open(os.fspath(file_name), "rb") as file:
+            image = Image.open(file)
+            image.load()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{where} not found") from error
+    except _BROKEN as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{where} cannot be read: {reason}") from error
+    return convert_PIL_to_numpy(_eight_bits(_turned(image, size, where), where), image_format)
+
+
+def _turned(image: Image.Image, size: tuple[int, int] | None, where: str) -> Image.Image:
+    turned = image
+    with contextlib.suppress(*_BROKEN):  # a broken note is no note
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            turned = ImageOps.exif_transpose(image)
+    if size is None:
+        return turned
+    for candidate in (turned, image):
+        if candidate.size == (size[1], size[0]):
+            return candidate
+    raise ValueError(
+        f"{where} is {turned.width} x {turned.height} pixels, annotated as {size[1]} x {size[0]}: "
+        "correct width and height in the annotation file, or the image"
+    )
+
+
+def _eight_bits(image: Image.Image, where: str) -> Image.Image:
+    """Grey images of more than 8 bits scaled to 8, others as they are."""
+    if image.mode == "F":
+        raise ValueError(
+            f"{where} holds floating-point numbers: save it with 8 or 16 bits a channel"
+        )
+    if not image.mode.startswith("I"):
+        return image
+    # Mode "I" has 32 bits, but is what Pillow makes of some 16-bit files.
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > _LARGEST_16_BIT:
+        raise ValueError(f"{where} has more than 16 bits a pixel: save it with 8 or 16")
+    return Image.fromarray(((values * 255 + _LARGEST_16_BIT // 2) // _LARGEST_16_BIT).astype("u1"))
