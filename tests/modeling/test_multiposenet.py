@@ -9,11 +9,7 @@ from detectron2.utils.events import EventStorage
 
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
-from mpn_d2.modeling.meta_arch.multiposenet import (
-    PARTS,
-    _association_samples,
-    _mostly_inside,
-)
+from mpn_d2.modeling.meta_arch.multiposenet import PARTS, _mostly_inside
 
 SMALL = ["MODEL.PRN.NODES", "8", "INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MIN_SIZE_TEST", "128"]
 SMALL += ["DATASETS.TRAIN", "('coco_sample_train',)", "MODEL.RESNETS.NORM", "BN"]
@@ -139,21 +135,6 @@ def test_person_losses_are_means_over_positive_anchors(paper_config, sample):
         once, twice = model(inputs), model(inputs * 2)
     for name in once:
         torch.testing.assert_close(once[name], twice[name], rtol=1e-4, atol=1e-5)
-
-
-def test_association_samples_of_images_follow_min_keypoints():
-    from detectron2.structures import Boxes, Instances, Keypoints
-
-    instances = Instances((50, 50))
-    instances.gt_boxes = Boxes(torch.tensor([[0.0, 0, 9, 9], [5, 5, 20, 20]]))
-    keypoints = torch.zeros(2, 17, 3)
-    keypoints[0, :2, 2] = 2
-    keypoints[1, :3, 2] = 1
-    instances.gt_keypoints = Keypoints(keypoints)
-    (found,) = _association_samples([instances], 3)
-    assert found["owner"] == 1 and found["box"].tolist() == [5, 5, 20, 20]
-    assert torch.equal(found["keypoints"], keypoints)
-    assert len(_association_samples([instances], 2)) == 2
 
 
 @pytest.mark.parametrize("size", [(480, 480), (333, 491)])

@@ -128,6 +128,11 @@ class GridAssembler(nn.Module):
         }
 
     @property
+    def differentiable(self) -> bool:
+        """Whether the loss on predictions passes gradients to the maps."""
+        return self.grid_input.differentiable
+
+    @property
     def device(self) -> torch.device:
         """Where the evidence lives."""
         return next(self.evidence.parameters()).device

@@ -146,18 +146,38 @@ class PosePyramids(Backbone):
         return self.pyramids(self.bottom_up(images))
 
     def pyramids(
-        self, features: Features, *, keypoint: bool = True, person: bool = True
+        self,
+        features: Features,
+        *,
+        keypoint: bool = True,
+        person: bool = True,
+        detach_person: bool = False,
     ) -> Features:
-        """Bottom-up features -> k2..k5 if `keypoint`, p3..p7 if `person`."""
+        """Bottom-up features -> k2..k5 if `keypoint`, p3..p7 if `person`.
+
+        With `detach_person` gradients of the p features end at `person_modules()`: they reach
+        neither the bottom-up network nor a shared pyramid.
+        """
         if self.fpn is not None:
             pyramid = self._split_shared(self.fpn(features))
+            if person and detach_person:
+                pyramid.update(self._detached_person_levels(features, pyramid))
             return {n: f for n, f in pyramid.items() if (keypoint if n[0] == "k" else person)}
         result = {}
         if keypoint:
             result.update({f"k{n[1:]}": f for n, f in self.keypoint_fpn(features).items()})
         if person:
+            if detach_person:
+                features = {name: feature.detach() for name, feature in features.items()}
             result.update(self.person_fpn(features))
         return result
+
+    def _detached_person_levels(self, features: Features, pyramid: Features) -> Features:
+        """p levels of a shared pyramid without its gradients; p6 and p7 anew, they train."""
+        names = [name for name in pyramid if name[0] == "p"]
+        top = self.fpn.top_block(features[self.fpn.top_block.in_feature].detach())
+        lower = [pyramid[name].detach() for name in names[: -len(top)]]
+        return dict(zip(names, [*lower, *top], strict=True))
 
     def person_modules(self) -> list[nn.Module]:
         """What belongs to person detection alone (trained in the person stage)."""

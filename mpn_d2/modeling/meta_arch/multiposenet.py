@@ -12,6 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from mpn_d2.modeling.assembly import build_pose_assembler
@@ -20,6 +21,11 @@ from mpn_d2.modeling.meta_arch.common import (
     finish_instances,
     finish_person_mask,
     group_by_padded_size,
+)
+from mpn_d2.modeling.meta_arch.joint import (
+    check_joint_level,
+    match_boxes,
+    samples_from_annotations,
 )
 from mpn_d2.structures.ground_truth import gt_boxes, gt_candidates
 from mpn_d2.structures.outputs import Candidates, HeatmapOutputs
@@ -33,7 +39,8 @@ class MultiPoseNet(RetinaNet):
     """A single-class RetinaNet with a keypoint subnet and an assembler on the same backbone.
 
     `train_parts` names the parts that get losses and gradients; the others are frozen, their
-    norm layers included (paper section 3.4: the stages train apart).
+    norm layers included (paper section 3.4: the stages train apart). Where several train
+    together, `joint_level` says which loss trains what: see the table in joint.py.
     """
 
     @configurable
@@ -43,6 +50,8 @@ class MultiPoseNet(RetinaNet):
         keypoint_head: nn.Module,
         assembler: nn.Module,
         train_parts: list[str],
+        part_weights: dict[str, float] | None = None,
+        joint_level: int = 0,
         min_keypoints: int = 3,
         keypoint_source: str = "pred",
         box_source: str = "pred",
@@ -54,6 +63,8 @@ class MultiPoseNet(RetinaNet):
             keypoint_head: predicts heatmaps and person mask (KEYPOINT_HEATMAP_HEAD_REGISTRY).
             assembler: gives keypoints to boxes (POSE_ASSEMBLER_REGISTRY).
             train_parts: of "keypoint", "person", "assembly".
+            part_weights: factor on the losses of each part, 1 where none is given.
+            joint_level: 0 to 3, see joint.py.
             min_keypoints: people with fewer labelled keypoints do not train the assembly.
             keypoint_source, box_source: "pred", or "gt" to assemble annotated keypoints or in
                 annotated boxes at test time (the input then carries "instances").
@@ -72,6 +83,13 @@ class MultiPoseNet(RetinaNet):
         self.keypoint_head = keypoint_head
         self.assembler = assembler
         self.train_parts = tuple(train_parts)
+        self.part_weights = part_weights or {}
+        self.joint_level = joint_level
+        # Whether the assembly learns from predictions; it needs both other parts for them.
+        self.assembly_sees_predictions = joint_level > 0 and set(train_parts) == set(PARTS)
+        check_joint_level(
+            joint_level, assembler.differentiable or not self.assembly_sees_predictions
+        )
         self.min_keypoints = min_keypoints
         self.keypoint_source = keypoint_source
         self.box_source = box_source
@@ -88,6 +106,12 @@ class MultiPoseNet(RetinaNet):
             "keypoint_head": build_keypoint_heatmap_head(cfg, args["backbone"].output_shape()),
             "assembler": build_pose_assembler(cfg),
             "train_parts": cfg.MODEL.TRAIN_PARTS,
+            "part_weights": {
+                "keypoint": cfg.MODEL.LOSS.KEYPOINT_WEIGHT,
+                "person": cfg.MODEL.LOSS.PERSON_WEIGHT,
+                "assembly": cfg.MODEL.LOSS.ASSEMBLY_WEIGHT,
+            },
+            "joint_level": cfg.MODEL.JOINT_LEVEL,
             "min_keypoints": cfg.MODEL.PRN.MIN_KEYPOINTS,
             "keypoint_source": cfg.EVAL.KEYPOINT_SOURCE,
             "box_source": cfg.EVAL.BOX_SOURCE,
@@ -129,59 +153,67 @@ class MultiPoseNet(RetinaNet):
         if not self.training:
             return self.inference(batched_inputs)
         if self.train_parts == ("assembly",):
-            return self.assembler.losses(batched_inputs)
-        return self.image_losses(batched_inputs)
+            losses = self.assembler.losses(batched_inputs)
+        else:
+            losses = self.image_losses(batched_inputs)
+        return {
+            name: self.part_weights.get(name.split("_")[1], 1.0) * loss
+            for name, loss in losses.items()
+        }
 
     # ---------------------------------------------------------------- training
 
     def image_losses(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor]:
-        """Losses of all training parts on a batch of images."""
+        """Losses of all training parts on a batch of images, before the weights of the parts."""
         _require_training_fields(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         with torch.set_grad_enabled("keypoint" in self.train_parts):
             features = self.backbone.bottom_up(images.tensor)
         pyramid = self.backbone.pyramids(
-            features, keypoint="keypoint" in self.train_parts, person="person" in self.train_parts
+            features,
+            keypoint="keypoint" in self.train_parts,
+            person="person" in self.train_parts,
+            detach_person=self.joint_level < 3,
         )
-        losses = {}
+        losses, maps, predictions = {}, None, None
         if "keypoint" in self.train_parts:
-            losses.update(self._keypoint_losses(pyramid, gt_instances, batched_inputs))
+            maps = self.keypoint_head.layers(pyramid)
+            losses.update(self._keypoint_losses(maps, gt_instances, batched_inputs))
         if "person" in self.train_parts:
+            predictions = self.head([pyramid[name] for name in self.head_in_features])
             crowds = [x["crowd_boxes"].to(self.device) for x in batched_inputs]
-            losses.update(self._person_losses(pyramid, gt_instances, crowds))
-        if "assembly" in self.train_parts:
-            losses.update(
-                self.assembler.losses(_association_samples(gt_instances, self.min_keypoints))
-            )
+            losses.update(self._person_losses(pyramid, predictions, gt_instances, crowds))
+        if self.assembly_sees_predictions:
+            people = self._detached_people(images, pyramid, predictions)
+            maps = self._assembly_maps(features, maps)
+            losses.update(self._joint_assembly_losses(images, people, maps, gt_instances))
+        elif "assembly" in self.train_parts:
+            samples = samples_from_annotations(gt_instances, self.min_keypoints)
+            losses.update(self.assembler.losses(samples))
         return losses
 
     def _keypoint_losses(
-        self,
-        features: dict[str, torch.Tensor],
-        gt_instances: list[Instances],
-        batched_inputs: list[dict],
+        self, maps: HeatmapOutputs, gt_instances: list[Instances], batched_inputs: list[dict]
     ) -> dict[str, torch.Tensor]:
-        outputs = self.keypoint_head.layers(features)
         targets = self.keypoint_head.make_targets(
             [x.gt_keypoints.tensor for x in gt_instances],
             [x["person_mask"].to(self.device) for x in batched_inputs],
             [x["ignore_mask"].to(self.device) for x in batched_inputs],
-            tuple(outputs.maps.shape[-2:]),
+            tuple(maps.maps.shape[-2:]),
         )
-        return self.keypoint_head.losses(outputs, targets)
+        return self.keypoint_head.losses(maps, targets)
 
     def _person_losses(
         self,
         features: dict[str, torch.Tensor],
+        predictions: tuple[list[torch.Tensor], list[torch.Tensor]],
         gt_instances: list[Instances],
         crowd_boxes: list[torch.Tensor],
     ) -> dict[str, torch.Tensor]:
-        pyramid = [features[name] for name in self.head_in_features]
-        logits, deltas = self._transpose_dense_predictions(
-            self.head(pyramid), [self.num_classes, 4]
-        )
-        anchors = self.anchor_generator(pyramid)
+        """Focal and box loss, each the sum over anchors per positive anchor (spec section 8)."""
+        logits, deltas = self._transpose_dense_predictions(predictions, [self.num_classes, 4])
+        anchors = self.anchor_generator([features[name] for name in self.head_in_features])
         gt_labels, matched_boxes = self.label_anchors(anchors, gt_instances)
         all_anchors = Boxes.cat(anchors).tensor
         for labels, crowds in zip(gt_labels, crowd_boxes, strict=True):
@@ -193,6 +225,47 @@ class MultiPoseNet(RetinaNet):
             "loss_person_cls": losses["loss_cls"] / normalizer,
             "loss_person_box": losses["loss_box_reg"] / normalizer,
         }
+
+    @torch.no_grad()
+    def _detached_people(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        predictions: tuple[list[torch.Tensor], list[torch.Tensor]],
+    ) -> list[Instances]:
+        """Detected people per image while training, without gradient, clipped to the image."""
+        # Copies: RetinaNet's inference turns logits into scores in place.
+        copies = [[level.detach().clone() for level in kind] for kind in predictions]
+        return self._detect(images, features, copies)
+
+    def _assembly_maps(
+        self, features: dict[str, torch.Tensor], maps: HeatmapOutputs
+    ) -> HeatmapOutputs:
+        """The maps that the assembly's loss sees, cut off where MODEL.JOINT_LEVEL says so."""
+        if self.joint_level == 1:
+            return HeatmapOutputs(maps.maps.detach(), maps.stride)
+        if self.joint_level == 3:
+            return maps
+        # Once more on a detached trunk: the same maps, with gradients down to the pyramid.
+        cut = {name: feature.detach() for name, feature in features.items()}
+        return self.keypoint_head.layers(self.backbone.pyramids(cut, person=False))
+
+    def _joint_assembly_losses(
+        self,
+        images: ImageList,
+        people: list[Instances],
+        maps: HeatmapOutputs,
+        gt_instances: list[Instances],
+    ) -> dict[str, torch.Tensor]:
+        """The assembly's loss on predictions, of the people that a predicted box belongs to."""
+        matched = [
+            match_boxes(found.pred_boxes, gt, self.min_keypoints)
+            for found, gt in zip(people, gt_instances, strict=True)
+        ]
+        boxes, owners = [list(part) for part in zip(*matched, strict=True)]
+        get_event_storage().put_scalar("joint/matched_people", sum(map(len, boxes)))
+        candidates, _ = self.keypoint_head.inference(maps, images.image_sizes)
+        return self.assembler.losses_on_predictions(candidates, boxes, owners, maps)
 
     def _ema_update(
         self, name: str, value: float, initial_value: float, momentum: float = 0.9
@@ -264,7 +337,17 @@ class MultiPoseNet(RetinaNet):
                 )
             return people
         pyramid = [features[name] for name in self.head_in_features]
-        people = self.forward_inference(images, pyramid, self.head(pyramid))
+        return self._detect(images, features, self.head(pyramid))
+
+    def _detect(
+        self,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        predictions: tuple[list[torch.Tensor], list[torch.Tensor]],
+    ) -> list[Instances]:
+        """Boxes, scores and classes per image from the head's outputs, which it may overwrite."""
+        pyramid = [features[name] for name in self.head_in_features]
+        people = self.forward_inference(images, pyramid, predictions)
         for x in people:
             # The assembly learned on boxes inside the image; Detectron2 clips only at the end.
             x.pred_boxes.clip(x.image_size)
@@ -309,18 +392,6 @@ def _mostly_inside(boxes: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
     common = (opposite - corner).clamp(min=0).prod(dim=2)
     area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
     return (common > 0.5 * area[:, None]).any(dim=1)
-
-
-def _association_samples(gt_instances: list[Instances], min_keypoints: int) -> list[dict]:
-    """Assembly samples, as mpn_d2.data.association makes them, of the people in a batch."""
-    samples = []
-    for instances in gt_instances:
-        keypoints = instances.gt_keypoints.tensor.float()
-        labelled = (keypoints[:, :, 2] > 0).sum(dim=1)
-        for owner in torch.nonzero(labelled >= min_keypoints)[:, 0].tolist():
-            box = instances.gt_boxes.tensor[owner]
-            samples.append({"keypoints": keypoints, "owner": owner, "box": box})
-    return samples
 
 
 __all__ = ["PARTS", "MultiPoseNet"]
