@@ -56,6 +56,7 @@ def load_config(config_file: str, options: list[str] | None = None) -> CN:
         if isinstance(stage, CN):
             # Sections that came from the file take any key too.
             stage.set_new_allowed(True)
+    cfg.DATASETS.OWN.set_new_allowed(True)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     merge_options(cfg, options or [])
@@ -63,7 +64,9 @@ def load_config(config_file: str, options: list[str] | None = None) -> CN:
 
 
 def merge_options(cfg: CN, options: list[str]) -> None:
-    """Merges KEY VALUE pairs of a command line, in place; stages (STAGES.<NAME>) take any key.
+    """Merges KEY VALUE pairs of a command line, in place.
+
+    Stages (STAGES.<NAME>) and datasets (DATASETS.OWN.<NAME>) take any key.
 
     Raises:
         ValueError: a value missing, an unknown key, or a value of the wrong type.
@@ -71,7 +74,7 @@ def merge_options(cfg: CN, options: list[str]) -> None:
     if len(options) % 2:
         raise ValueError(f"options come as KEY VALUE pairs, but {options[-1]!r} has no value")
     for key, value in zip(options[::2], options[1::2], strict=True):
-        if key.startswith("STAGES.") and _add_stage_key(cfg, key, value):
+        if key.startswith(("STAGES.", "DATASETS.OWN.")) and _add_key(cfg, key, value):
             continue
         try:
             cfg.merge_from_list([key, value])
@@ -83,8 +86,8 @@ def merge_options(cfg: CN, options: list[str]) -> None:
             raise ValueError(f"option {key} {value}: {_explain_value(error)}") from error
 
 
-def _add_stage_key(cfg: CN, key: str, value: str) -> bool:
-    """Sets STAGES.<NAME>.<KEY> if the stage lacks it; False if it is there or may not be."""
+def _add_key(cfg: CN, key: str, value: str) -> bool:
+    """Sets a key that its section lacks and allows; False if it is there or may not be."""
     node = cfg
     *sections, name = key.split(".")
     for section in sections:
@@ -122,7 +125,8 @@ def _all_keys(cfg: CN, prefix: str = "") -> list[str]:
 
 
 def _add_model_keys(cfg: CN) -> None:
-    # Name of the skeleton that fixes the keypoint channels (mpn_d2.structures.skeleton).
+    # Skeleton that fixes the keypoint channels: coco | crowdpose | mpii | the path of a YAML file
+    # (docs/own_data.md). [paper: COCO's]
     cfg.MODEL.SKELETON = "coco"
     # Parts that get a loss and gradients: keypoint, person, assembly. Stages set it. [paper: three]
     cfg.MODEL.TRAIN_PARTS = ["keypoint", "person", "assembly"]
@@ -232,6 +236,10 @@ def _add_assembly_keys(cfg: CN) -> None:
 
 
 def _add_data_keys(cfg: CN) -> None:
+    # Datasets of one's own, a section each: OWN.<name>.JSON (COCO format, .gz too), .IMAGES
+    # (folder; may be left out where the assembly alone trains), .SKELETON (default:
+    # MODEL.SKELETON). Paths start at the working folder (docs/own_data.md).
+    cfg.DATASETS.OWN = CN(new_allowed=True)
     # Probability of the left-right flip while training, 0 to 1. [paper: 0.3]
     cfg.INPUT.FLIP_PROB = 0.3
     # Recipe of training images: resize (shorter edge, flip; Detectron2's) | crop (moved, scaled and

@@ -54,6 +54,7 @@ def build_pose_train_loader(cfg: CfgNode, start: int = 0) -> Iterable[list[dict]
         is_train=True,
         min_keypoints_per_image=cfg.INPUT.MIN_KEYPOINTS_PER_IMAGE,
         keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and not without_images,
+        need_images=not without_images,
     )
     if without_images:
         count = get_skeleton(cfg.MODEL.SKELETON).num_keypoints
