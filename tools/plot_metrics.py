@@ -72,9 +72,9 @@ def find_runs(folders: Sequence[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in map(Path, folders):
         own = [folder] if (folder / METRICS).is_file() else []
-        stages = sorted(
-            (path.parent for path in folder.glob(f"*/{METRICS}")), key=_started, reverse=False
-        )
+        # A stage that just began has an empty file.
+        written = [path for path in folder.glob(f"*/{METRICS}") if path.stat().st_size]
+        stages = sorted((path.parent for path in written), key=_started)
         if not own + stages:
             raise FileNotFoundError(
                 f"no {METRICS} in {folder} or the folders in it: name the OUTPUT_DIR of a training"
