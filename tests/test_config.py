@@ -127,7 +127,7 @@ def test_every_config_builds_and_takes_a_step_in_every_stage(config, paper_confi
     register_pose_datasets()
     # Real photographs, small; random weights need norms that are not frozen.
     options = ["DATASETS.TRAIN", "('coco_sample_train',)", "INPUT.MIN_SIZE_TRAIN", "(96,)"]
-    options += ["INPUT.MAX_SIZE_TRAIN", "160", "MODEL.PRN.NODES", "8"]
+    options += ["INPUT.MAX_SIZE_TRAIN", "160", "INPUT.CROP_SIZE", "96", "MODEL.PRN.NODES", "8"]
     cfg = paper_config(config, options)
     if cfg.MODEL.RESNETS.NORM == "FrozenBN":
         options += ["MODEL.RESNETS.NORM", "GN"]
