@@ -55,9 +55,7 @@ def draw_targets(
     for_mask = (loss_mask[-1] == 0).cpu().numpy() & ~for_all
     image = tint(image_rgb, for_all, IGNORED_COLOR, stride)
     image = tint(image, for_mask, IGNORED_FOR_MASK_COLOR, stride)
-    people = draw_annotations(image, instances, skeleton)
-    for x1, y1, x2, y2 in crowd_boxes.round().int().tolist():
-        cv2.rectangle(people, (x1, y1), (x2 - 1, y2 - 1), CROWD_COLOR, 2)
+    people = draw_boxes(image, instances, crowd_boxes, skeleton)
     heatmap = maps[:-1].amax(dim=0)
     return join(
         [people, draw_heatmap(image_rgb, heatmap, stride), _draw_mask(image_rgb, maps[-1], stride)],
@@ -67,6 +65,16 @@ def draw_targets(
             "target: person mask",
         ],
     )
+
+
+def draw_boxes(
+    image_rgb: np.ndarray, instances: Instances, crowd_boxes: torch.Tensor, skeleton: Skeleton
+) -> np.ndarray:
+    """Annotated people with boxes and keypoints, crowd boxes white; see `draw_targets`."""
+    people = draw_annotations(image_rgb, instances, skeleton).copy()
+    for x1, y1, x2, y2 in crowd_boxes.round().int().tolist():
+        cv2.rectangle(people, (x1, y1), (x2 - 1, y2 - 1), CROWD_COLOR, 2)
+    return people
 
 
 def draw_predictions(
