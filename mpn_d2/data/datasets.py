@@ -27,6 +27,7 @@ from detectron2.data.detection_utils import check_metadata_consistency
 from detectron2.structures import BoxMode
 
 from mpn_d2.data.coco_file import CocoSummary, check_coco_file, person_class
+from mpn_d2.data.synthetic import drawn_files
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def register_pose_datasets(root: str | os.PathLike | None = None) -> None:
     """Registers what the package knows by name; reads no file.
 
     - the bundled photographs: `coco_sample_train`, `_val`, and two of train, `_two`;
+    - drawn people, `drawn-v1-train`, `-test` and so on, which tools/make_synthetic.py writes;
     - CrowdPose (`crowdpose_train`, `_val`, `_trainval`, `_test`; 14 keypoints) and OCHuman
       (`ochuman_val`, `_test`; COCO's keypoints) in the folder DETECTRON2_DATASETS (default:
       datasets).
@@ -93,6 +95,7 @@ def register_pose_datasets(root: str | os.PathLike | None = None) -> None:
             image_root=next(filter(os.path.isdir, folders), folders[0]),
             skeleton=get_skeleton(skeleton),
         )
+    _register_drawn()
 
 
 def register_people(
@@ -233,6 +236,19 @@ def has_keypoints(annotation: dict) -> bool:
     """Whether any keypoint of the annotation is labelled (v > 0)."""
     keypoints = annotation.get("keypoints")
     return keypoints is not None and any(v > 0 for v in keypoints[2::3])
+
+
+def _register_drawn() -> None:
+    for name, splits in drawn_files().items():
+        for split, (json_file, images) in splits.items():
+            register_people(
+                f"{name}-{split}",
+                json_file=_in_datasets(json_file),
+                image_root=_in_datasets(images),
+                skeleton=get_skeleton("coco"),
+                remedy="draw it: python tools/make_synthetic.py "
+                f"--dataset {name} --output {_in_datasets('')}",
+            )
 
 
 def _in_datasets(path: str) -> str:
