@@ -2,11 +2,14 @@ from mpn_d2.modeling.heads.build import (
     KEYPOINT_HEATMAP_HEAD_REGISTRY,
     build_keypoint_heatmap_head,
 )
-from mpn_d2.modeling.heads.keypoint_heatmap import HeatmapTargets, KeypointSubnet
+from mpn_d2.modeling.heads.heatmap_head import HeatmapHead, HeatmapTargets
+from mpn_d2.modeling.heads.keypoint_heatmap import KeypointSubnet, SingleLevelSubnet
 
 __all__ = [
     "KEYPOINT_HEATMAP_HEAD_REGISTRY",
+    "HeatmapHead",
     "HeatmapTargets",
     "KeypointSubnet",
+    "SingleLevelSubnet",
     "build_keypoint_heatmap_head",
 ]

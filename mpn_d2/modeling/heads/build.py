@@ -12,7 +12,8 @@ KEYPOINT_HEATMAP_HEAD_REGISTRY.__doc__ = """
 Heads that predict keypoint heatmaps and a person mask from pyramid features.
 
 A head is called `Head(cfg, input_shape)` with `input_shape` mapping feature names to ShapeSpec,
-and has `layers(features)`, `losses(outputs, targets)` and `inference(outputs)`.
+and has `layers(features)`, `make_targets(...)`, `losses(outputs, targets)` and
+`inference(outputs)`; HeatmapHead has all but the first.
 """
 
 

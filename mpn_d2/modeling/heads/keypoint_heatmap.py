@@ -1,11 +1,10 @@
-"""MultiPoseNet's keypoint subnet: heatmaps and person mask from the keypoint pyramid.
+"""Heads that predict keypoint heatmaps and person mask from the keypoint pyramid.
 
-Paper section 3.1, spec section 3. Letters: N images, K keypoint types, H x W cells at stride 4.
+KeypointSubnet is MultiPoseNet's (paper section 3.1, spec section 3), SingleLevelSubnet the rows
+of its ablation that predict from K2 alone (E4 a and b of spec section 12).
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import fvcore.nn.weight_init as weight_init
 import torch
@@ -14,31 +13,13 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import nn
 
-from mpn_d2.codecs.heatmap import decode_heatmaps, encode_heatmaps
 from mpn_d2.modeling.heads.build import KEYPOINT_HEATMAP_HEAD_REGISTRY
-from mpn_d2.modeling.losses import masked_heatmap_loss
-from mpn_d2.structures.outputs import Candidates, HeatmapOutputs
-from mpn_d2.structures.skeleton import get_skeleton
-
-UPSAMPLING = ("nearest", "bilinear")
-
-
-@dataclass
-class HeatmapTargets:
-    """Targets of a batch.
-
-    Attributes:
-        maps: (N, K + 1, H, W) Gaussians, then the person mask, in [0, 1].
-        loss_mask: (N, K + 1, H, W) W of the paper: 0 in the ignore region, 1 elsewhere and on
-            the padding; the mask channel is scaled by its weight.
-    """
-
-    maps: torch.Tensor
-    loss_mask: torch.Tensor
+from mpn_d2.modeling.heads.heatmap_head import HeatmapHead
+from mpn_d2.structures.outputs import HeatmapOutputs
 
 
 @KEYPOINT_HEATMAP_HEAD_REGISTRY.register()
-class KeypointSubnet(nn.Module):
+class KeypointSubnet(HeatmapHead):
     """Two 3x3 convolutions per level, upsampled to the finest, concatenated, smoothed, predicted.
 
     While training, a 1x1 convolution on every pyramid level is supervised with the same maps
@@ -50,49 +31,19 @@ class KeypointSubnet(nn.Module):
         self,
         *,
         input_shape: dict[str, ShapeSpec],
-        num_keypoints: int,
         d_dim: int = 128,
         d_relu: bool = True,
         smooth_dim: int = 256,
-        upsample: str = "nearest",
         norm: str = "",
-        intermediate_weight: float = 1.0,
-        final_weight: float = 1.0,
-        mask_seg: bool = True,
-        mask_weight: float = 1.0,
-        sigma: float = 7.0,
-        cut: float = 0.01,
-        merge: str = "max",
-        peak_thresh: float = 0.1,
-        max_per_type: int = 60,
+        **heatmap_head,
     ):
         """
         Args:
-            input_shape: the levels that the head reads, fine to coarse, name to channels and
-                stride; the maps come out at the first one's stride.
-            num_keypoints: K; K + 1 maps are predicted.
-            d_dim, d_relu, smooth_dim, upsample, norm: layer sizes, see MODEL.KP_SUBNET.
-            intermediate_weight, final_weight: loss weights; 0 intermediate drops its layers.
-            mask_seg: the ignore region also masks the person mask channel.
-            mask_weight: weight of the person mask channel, a heatmap channel's being 1.
-            sigma, cut, merge: Gaussian targets, see MODEL.TARGET.
-            peak_thresh, max_per_type: peaks, see MODEL.PEAKS.
+            input_shape: see HeatmapHead.
+            d_dim, d_relu, smooth_dim, norm: layer sizes, see MODEL.KP_SUBNET.
+            heatmap_head: arguments of HeatmapHead.
         """
-        super().__init__()
-        if upsample not in UPSAMPLING:
-            raise ValueError(
-                f"MODEL.KP_SUBNET.UPSAMPLE is {upsample!r}; choose one of {', '.join(UPSAMPLING)}"
-            )
-        self.in_features = list(input_shape)
-        self.stride = input_shape[self.in_features[0]].stride
-        self.num_keypoints = num_keypoints
-        self.upsample = upsample
-        self.intermediate_weight = intermediate_weight
-        self.final_weight = final_weight
-        self.mask_seg = mask_seg
-        self.mask_weight = mask_weight
-        self.sigma, self.cut, self.merge = sigma, cut, merge
-        self.peak_thresh, self.max_per_type = peak_thresh, max_per_type
+        super().__init__(input_shape=input_shape, **heatmap_head)
 
         def conv3x3(in_channels: int, out_channels: int, relu: bool) -> Conv2d:
             conv = Conv2d(
@@ -107,50 +58,25 @@ class KeypointSubnet(nn.Module):
             weight_init.c2_msra_fill(conv)
             return conv
 
-        def conv1x1(in_channels: int) -> Conv2d:
-            conv = Conv2d(in_channels, num_keypoints + 1, kernel_size=1)
-            # Small weights: heatmaps are almost everywhere 0 at the start, like their targets.
-            nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
-            return conv
-
         self.d_convs = nn.ModuleDict()
         self.intermediate = nn.ModuleDict()
         for name, shape in input_shape.items():
             self.d_convs[name] = nn.Sequential(
                 conv3x3(shape.channels, d_dim, d_relu), conv3x3(d_dim, d_dim, d_relu)
             )
-            if intermediate_weight > 0:
-                self.intermediate[name] = conv1x1(shape.channels)
+            if self.intermediate_weight > 0:
+                self.intermediate[name] = self._map_conv(shape.channels)
         self.smooth = conv3x3(d_dim * len(input_shape), smooth_dim, relu=True)
-        self.predictor = conv1x1(smooth_dim)
+        self.predictor = self._map_conv(smooth_dim)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
-        subnet = cfg.MODEL.KP_SUBNET
-        missing = [name for name in subnet.IN_FEATURES if name not in input_shape]
-        if missing:
-            raise ValueError(
-                f"MODEL.KP_SUBNET.IN_FEATURES names {missing}, which the backbone does not have; "
-                f"it has {list(input_shape)}"
-            )
         return {
-            "input_shape": {name: input_shape[name] for name in subnet.IN_FEATURES},
-            "num_keypoints": get_skeleton(cfg.MODEL.SKELETON).num_keypoints,
-            "d_dim": subnet.D_DIM,
-            "d_relu": subnet.D_RELU,
-            "smooth_dim": subnet.SMOOTH_DIM,
-            "upsample": subnet.UPSAMPLE,
-            "norm": subnet.NORM,
-            "intermediate_weight": subnet.INTERMEDIATE_WEIGHT,
-            "final_weight": subnet.FINAL_WEIGHT,
-            "mask_seg": cfg.MODEL.LOSS.MASK_SEG,
-            "mask_weight": cfg.MODEL.LOSS.MASK_WEIGHT,
-            "sigma": cfg.MODEL.TARGET.SIGMA,
-            "cut": cfg.MODEL.TARGET.CUT,
-            "merge": cfg.MODEL.TARGET.MERGE,
-            "peak_thresh": cfg.MODEL.PEAKS.THRESH,
-            "max_per_type": cfg.MODEL.PEAKS.MAX_PER_TYPE,
+            **super().from_config(cfg, input_shape),
+            "d_dim": cfg.MODEL.KP_SUBNET.D_DIM,
+            "d_relu": cfg.MODEL.KP_SUBNET.D_RELU,
+            "smooth_dim": cfg.MODEL.KP_SUBNET.SMOOTH_DIM,
+            "norm": cfg.MODEL.KP_SUBNET.NORM,
         }
 
     def layers(self, features: dict[str, torch.Tensor]) -> HeatmapOutputs:
@@ -159,83 +85,41 @@ class KeypointSubnet(nn.Module):
         levels = [self._resize(self.d_convs[f](features[f]), finest) for f in self.in_features]
         # Coarse to fine, the order of the references, so that their weights can be converted.
         maps = self.predictor(self.smooth(torch.cat(levels[::-1], dim=1)))
-        intermediate = {}
-        if self.training:
-            intermediate = {name: conv(features[name]) for name, conv in self.intermediate.items()}
-        return HeatmapOutputs(maps=maps, stride=self.stride, intermediate=intermediate)
-
-    def _resize(self, maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-        if maps.shape[-2:] == size:
-            return maps
-        align = {"align_corners": False} if self.upsample == "bilinear" else {}
-        return F.interpolate(maps, size=size, mode=self.upsample, **align)
-
-    @torch.no_grad()
-    def make_targets(
-        self,
-        gt_keypoints: list[torch.Tensor],
-        person_masks: list[torch.Tensor],
-        ignore_masks: list[torch.Tensor],
-        size: tuple[int, int],
-    ) -> HeatmapTargets:
-        """Draws the targets on the device of the keypoints.
-
-        Args:
-            gt_keypoints: per image (P, K, 3) x, y, v; network-input pixels.
-            person_masks: per image (h, w) uint8 at the head's stride, at most `size`; the
-                padding is background (spec section 6).
-            ignore_masks: the same size; 1 where nothing is known, 2 where keypoints are but no
-                mask is (only the mask channel is ignored there), 0 elsewhere and on the padding.
-            size: (H, W) of the batch's maps.
-        """
-        heatmaps = encode_heatmaps(
-            gt_keypoints, self.num_keypoints, size, self.stride, self.sigma, self.cut, self.merge
+        return HeatmapOutputs(
+            maps=maps,
+            stride=self.stride,
+            intermediate=self._intermediate_maps(self.intermediate, features),
         )
-        person = _pad_and_stack(person_masks, size).to(heatmaps)
-        ignore = _pad_and_stack(ignore_masks, size)
-        keep = (ignore != 1).to(heatmaps).expand(-1, self.num_keypoints, -1, -1)
-        keep_mask = ((ignore == 0) if self.mask_seg else (ignore != 2)).to(heatmaps)
-        loss_mask = torch.cat([keep, self.mask_weight * keep_mask], dim=1)
-        return HeatmapTargets(maps=torch.cat([heatmaps, person], dim=1), loss_mask=loss_mask)
 
-    def losses(self, outputs: HeatmapOutputs, targets: HeatmapTargets) -> dict[str, torch.Tensor]:
-        """Masked L2 on the final maps and, upsampled, on those of every level (spec section 8)."""
-        losses = {
-            "loss_keypoint_final": self.final_weight
-            * masked_heatmap_loss(outputs.maps, targets.maps, targets.loss_mask)
-        }
-        for name, maps in outputs.intermediate.items():
-            maps = self._resize(maps, outputs.maps.shape[-2:])
-            losses[f"loss_keypoint_{name}"] = self.intermediate_weight * masked_heatmap_loss(
-                maps, targets.maps, targets.loss_mask
-            )
-        return losses
 
-    @torch.no_grad()
-    def inference(
-        self, outputs: HeatmapOutputs, image_sizes: list[tuple[int, int]] | None = None
-    ) -> tuple[list[Candidates], torch.Tensor]:
-        """Reads candidates and the person mask off the maps.
+@KEYPOINT_HEATMAP_HEAD_REGISTRY.register()
+class SingleLevelSubnet(HeatmapHead):
+    """The maps come from the finest level alone, by the 1x1 convolution of its supervision.
 
-        Returns:
-            Candidates per image (network-input pixels) and person probabilities (N, H, W) in
-            [0, 1] at the head's stride.
-        """
-        candidates = decode_heatmaps(
-            outputs.maps[:, : self.num_keypoints],
-            outputs.stride,
-            self.peak_thresh,
-            self.max_per_type,
-            image_sizes,
+    The coarser levels are supervised beside it while training, unless the intermediate weight
+    is 0; none of them is run at inference.
+    """
+
+    @configurable
+    def __init__(self, *, input_shape: dict[str, ShapeSpec], **heatmap_head):
+        """See HeatmapHead."""
+        super().__init__(input_shape=input_shape, **heatmap_head)
+        finest, *coarser = self.in_features
+        self.predictor = self._map_conv(input_shape[finest].channels)
+        self.intermediate = nn.ModuleDict()
+        if self.intermediate_weight > 0:
+            for name in coarser:
+                self.intermediate[name] = self._map_conv(input_shape[name].channels)
+
+    def layers(self, features: dict[str, torch.Tensor]) -> HeatmapOutputs:
+        """Pyramid features (N, C, H_l, W_l) by name -> maps (N, K + 1, H, W)."""
+        finest, *coarser = self.in_features
+        maps = self.predictor(features[finest])
+        if self.training and not self.intermediate:
+            # Levels that nothing reads stay in the graph: DDP waits for gradients of all weights.
+            maps = maps + sum(features[name][..., :0].sum() for name in coarser)
+        return HeatmapOutputs(
+            maps=maps,
+            stride=self.stride,
+            intermediate=self._intermediate_maps(self.intermediate, features),
         )
-        return candidates, outputs.maps[:, self.num_keypoints].float().clamp(0, 1)
-
-
-def _pad_and_stack(masks: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
-    """(h, w) masks -> (N, 1, H, W), zeros to the right and below."""
-    padded = []
-    for mask in masks:
-        if mask.shape[0] > size[0] or mask.shape[1] > size[1]:
-            raise ValueError(f"mask of {tuple(mask.shape)} cells is larger than the maps, {size}")
-        padded.append(F.pad(mask, (0, size[1] - mask.shape[1], 0, size[0] - mask.shape[0])))
-    return torch.stack(padded)[:, None]
