@@ -3,6 +3,10 @@
 
 python train_net.py --config-file configs/MultiPoseNet/R_50.yaml --stage all OUTPUT_DIR out
 python train_net.py --config-file configs/MultiPoseNet/R_50.yaml --eval-only OUTPUT_DIR out
+
+Several processes: --num-gpus N starts one for each GPU, and on a machine without GPUs N processes
+on its cores (PyTorch's gloo). Or: torchrun --nproc_per_node N train_net.py --config-file ...
+(then without --num-gpus). docs/distributed.md has several machines and Slurm.
 """
 
 from __future__ import annotations
@@ -10,13 +14,14 @@ from __future__ import annotations
 import argparse
 import os
 
-from detectron2.engine import default_argument_parser, launch
+from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.engine.cli import run_command
-from mpn_d2.engine.setup import check_gpus, start_run
+from mpn_d2.engine.processes import run_in_processes
+from mpn_d2.engine.setup import start_run
 from mpn_d2.engine.stages import evaluate, save_results, stage_names, train, trained_weights
 
 
@@ -25,7 +30,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--stage",
         default="all",
-        help="keypoint, person, assembly, or all: the chain of STAGES.ORDER (default: all)",
+        help="keypoint, person, assembly, joint (all parts at once), or all: the chain of "
+        "STAGES.ORDER (default: all)",
     )
     return parser.parse_args()
 
@@ -46,18 +52,6 @@ def main(args: argparse.Namespace) -> None:
         save_results(results, os.path.join(cfg.OUTPUT_DIR, "results.json"))
 
 
-def launch_main(args: argparse.Namespace) -> None:
-    check_gpus(args.num_gpus)
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
-
-
 if __name__ == "__main__":
     arguments = parse_args()
-    run_command(lambda: launch_main(arguments))
+    run_command(lambda: run_in_processes(main, arguments))

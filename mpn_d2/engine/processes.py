@@ -1,11 +1,100 @@
-"""Several processes, on one machine or more: joining them, sharing a model among them."""
+"""Several processes, on one machine or more: starting or joining them, sharing a model.
+
+One process drives one GPU; on machines without GPUs the processes share the cores and talk by
+gloo. See docs/distributed.md.
+"""
 
 from __future__ import annotations
 
+import os
+from argparse import Namespace
+from collections.abc import Callable
+
 import torch
-from detectron2.engine import create_ddp_model
+from detectron2.engine import create_ddp_model, launch
 from detectron2.utils import comm
 from torch import nn
+
+# What torchrun tells each process that it starts.
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def run_in_processes(main: Callable[[Namespace], None], args: Namespace) -> None:
+    """Calls main(args) in every process: those of torchrun, or --num-gpus new ones.
+
+    Args:
+        main: function of a module, so that other processes can import it.
+        args: with Detectron2's num_gpus, num_machines, machine_rank and dist_url.
+
+    Raises:
+        ValueError: more processes than this machine has GPUs, or without any, cores.
+    """
+    if all(name in os.environ for name in _TORCHRUN):
+        if args.num_gpus > 1 or args.num_machines > 1:
+            raise ValueError(
+                "started by torchrun, which says how many processes and machines there are: "
+                "leave out --num-gpus and --num-machines"
+            )
+        _join_torchrun()
+        main(args)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        return
+    check_processes(args.num_gpus)
+    launch(
+        _main_of_process,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(main, args),
+    )
+
+
+def check_processes(count: int) -> None:
+    """Raises a ValueError if this machine has fewer GPUs, or without any fewer cores."""
+    gpus, cores = torch.cuda.device_count(), os.cpu_count() or 1
+    # Two are allowed anywhere: to try out what more than one process does.
+    most = gpus or max(cores, 2)
+    if count > most and count > 1:
+        also = "" if gpus else f" and {cores} CPU cores"
+        raise ValueError(
+            f"--num-gpus {count}, but PyTorch sees {gpus} GPUs{also} here: give --num-gpus "
+            f"{most} or less"
+        )
+
+
+def _main_of_process(main: Callable[[Namespace], None], args: Namespace) -> None:
+    _share_cores()
+    main(args)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _join_torchrun() -> None:
+    """Joins the process group that the environment describes, as Detectron2's launch does."""
+    world, local_world = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if gpus and local_world > gpus:
+        raise ValueError(
+            f"torchrun --nproc_per_node {local_world}, but PyTorch sees {gpus} GPUs here: start "
+            f"{gpus} processes a machine or less"
+        )
+    if gpus:
+        torch.cuda.set_device(local_rank)
+    if world == 1:
+        return
+    torch.distributed.init_process_group("nccl" if gpus else "gloo", init_method="env://")
+    comm.create_local_process_group(local_world)
+    _share_cores()
+    comm.synchronize()
+
+
+def _share_cores() -> None:
+    """Processes without GPUs get equal shares of the threads that each would start alone."""
+    local = comm.get_local_size()
+    if local > 1 and not torch.cuda.is_available():
+        torch.set_num_threads(max(torch.get_num_threads() // local, 1))
 
 
 def share_among_processes(model: nn.Module) -> nn.Module:

@@ -74,10 +74,11 @@ def train(cfg: CfgNode, stage: str, options: list[str], *, resume: bool) -> dict
 
     A single stage works in OUTPUT_DIR; without MODEL.WEIGHTS on the command line it starts from
     what the stage before it left there. The chain gives each stage the folder
-    OUTPUT_DIR/<stage>, starts each from the last one's weights, evaluates at the end only, and
-    leaves the weights of all parts in OUTPUT_DIR/model_final.pth. With `resume`, stages that
-    reached their SOLVER.MAX_ITER are skipped and the first one that did not goes on; what was
-    trained on top of it before starts anew.
+    OUTPUT_DIR/<stage>, starts each from the last one's weights, evaluates at the end (in and after
+    a stage only if its TEST.EVAL_PERIOD says so), and leaves the weights of all parts in
+    OUTPUT_DIR/model_final.pth. With `resume`, stages that reached their SOLVER.MAX_ITER are
+    skipped and the first one that did not goes on; what was trained on top of it before starts
+    anew. A stage outside STAGES.ORDER (joint) stands on no other.
 
     Raises:
         ValueError: a config that cannot be trained, or weights that leave frozen parts of
@@ -145,7 +146,9 @@ def _chain_configs(cfg: CfgNode, options: list[str]) -> list[CfgNode]:
         check_training_config(staged)
         staged.defrost()
         staged.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, name)
-        staged.DATASETS.TEST = ()
+        if staged.TEST.EVAL_PERIOD < 1:
+            # Of use only while it trains: the whole model is evaluated at the end of the chain.
+            staged.DATASETS.TEST = ()
         staged.freeze()
         stages.append(staged)
     return stages

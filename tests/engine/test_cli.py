@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch._utils import ExceptionWrapper
 from torch.multiprocessing import ProcessRaisedException
 
 from mpn_d2.engine.cli import run_command
-from mpn_d2.engine.setup import check_gpus
 
 
 def line_of(main, capsys) -> str:
@@ -84,13 +82,3 @@ def test_bugs_keep_their_traceback(monkeypatch):
     monkeypatch.setenv("MPN_TRACEBACK", "1")
     with pytest.raises(ValueError, match="wrong"):
         run_command(mistake)
-
-
-def test_gpus_are_counted(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    check_gpus(1)
-    with pytest.raises(ValueError, match="--num-gpus 2, but PyTorch sees 1 GPUs here"):
-        check_gpus(2)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    check_gpus(1)
-    check_gpus(0)
