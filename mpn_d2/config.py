@@ -145,7 +145,7 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.POSE_FPN.PERSON_IN_FEATURES = ["res3", "res4", "res5"]
 
     cfg.MODEL.KP_SUBNET = CN()
-    # Registered keypoint head (KEYPOINT_HEATMAP_HEAD_REGISTRY).
+    # Registered keypoint head: KeypointSubnet [paper] | SingleLevelSubnet (K2 alone; its ablation).
     cfg.MODEL.KP_SUBNET.NAME = "KeypointSubnet"
     # Keypoint pyramid levels that the head reads, fine to coarse. [paper]
     cfg.MODEL.KP_SUBNET.IN_FEATURES = ["k2", "k3", "k4", "k5"]
