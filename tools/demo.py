@@ -17,11 +17,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from detectron2.data.detection_utils import read_image
 from detectron2.structures import Instances
 from tqdm import tqdm
 
 from mpn_d2.config import load_config
+from mpn_d2.data.image_file import read_pose_image
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.predictor import ImagePredictor
 from mpn_d2.evaluation.pose_evaluator import export_instances, write_json
@@ -185,11 +185,10 @@ def _read_batches(
     images: list[np.ndarray] = []
     for file in files:
         try:
-            images.append(read_image(file, format="RGB"))
+            images.append(read_pose_image(file, "RGB"))
             names.append(file)
-        except Exception as error:  # Pillow raises very different ones for broken files
-            reason = " ".join(str(error).split()) or type(error).__name__
-            failures.append(f"{file}: cannot be read: {reason}")
+        except (FileNotFoundError, ValueError) as error:
+            failures.append(str(error))
             tqdm.write(failures[-1], file=sys.stderr)
             progress.update()
         if len(images) == batch_size:

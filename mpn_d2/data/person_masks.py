@@ -66,16 +66,6 @@ def union_mask(
     return mask
 
 
-def box_mask(boxes: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) uint8: 1 where a pixel's centre lies in any of the (N, 4) x1, y1, x2, y2 boxes."""
-    mask = np.zeros(size, dtype=np.uint8)
-    limits = np.array([size[1], size[0], size[1], size[0]])
-    edges = np.ceil(np.clip(boxes, 0, limits) - 0.5).astype(int).reshape(-1, 4)
-    for x1, y1, x2, y2 in edges:
-        mask[max(y1, 0) : y2, max(x1, 0) : x2] = 1
-    return mask
-
-
 def box_outline(box: Sequence[float]) -> dict:
     """A box x1, y1, x2, y2 as if it were a mask, for `union_mask`: it can be turned too."""
     x1, y1, x2, y2 = (float(v) for v in box)

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from mpn_d2.data.annotation_cache import read_json
 from mpn_d2.data.coco_file import check_coco_file
-from mpn_d2.data.person_masks import box_mask, has_mask, union_mask
+from mpn_d2.data.person_masks import box_outline, has_mask, union_mask
 from mpn_d2.evaluation.pose_evaluator import truth_of_people, write_json
 
 CLASS_NAMES = ("background", "person")
@@ -137,11 +137,11 @@ class PersonSegEvaluator(SemSegEvaluator):
         crowds = [a for a in annotations if a.get("iscrowd", 0)]
         people = [a for a in annotations if not a.get("iscrowd", 0)]
         boxes = [
-            BoxMode.convert(a["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+            box_outline(BoxMode.convert(a["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
             for a in annotations
             if not has_mask(a)
         ]
-        ignored = union_mask(crowds, size) | box_mask(np.array(boxes).reshape(-1, 4), size)
+        ignored = union_mask(crowds + boxes, size)
         truth = np.where(ignored, IGNORED, 0).astype(dtype)
         truth[union_mask(people, size) > 0] = CLASS_NAMES.index("person")
         return truth

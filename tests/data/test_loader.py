@@ -98,7 +98,9 @@ def test_grouped_batches_are_a_reordering_within_windows() -> None:
     for i in range(3):
         window = batches[i * GROUPING_WINDOW : (i + 1) * GROUPING_WINDOW]
         count = 4 * GROUPING_WINDOW
-        assert sorted(itertools.chain.from_iterable(window)) == list(range(i * count, (i + 1) * count))
+        assert sorted(itertools.chain.from_iterable(window)) == list(
+            range(i * count, (i + 1) * count)
+        )
         groups = [{bool(wide[order.image(p)]) for p in batch} for batch in window]
         assert sum(len(g) == 2 for g in groups) <= 1
         kinds.append([max(g) for g in groups])
