@@ -16,6 +16,10 @@ PY = $(VENV)/bin/python
 DEMO_THREADS ?= $(shell nproc 2>/dev/null || echo 2)
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
+# Long trainings and what they draw; repeating the command goes on with them.
+MPN_RUNS ?= $(HOME)/.cache/mpn_d2/runs
+# drawn-v1 | drawn-coco-v1
+DATASET ?= drawn-v1
 ifneq ($(wildcard ../shared/data/.),)
 MPN_DATA ?= $(CURDIR)/../shared/data
 export MPN_DATA
@@ -25,14 +29,16 @@ endif
 RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PY)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo synthetic ablation test lint clean
 
 help:
-	@echo 'make setup   the environment ($(VENV)): torch, Detectron2, mpn_d2; repeating is quick'
-	@echo 'make demo    train on the bundled photographs, evaluate, draw (output/demo)'
-	@echo 'make test    all tests, on CPU (ARGS="..." goes to pytest)'
-	@echo 'make lint    ruff: format and rules'
-	@echo 'make clean   remove output, caches and build folders, not the environment'
+	@echo 'make setup      the environment ($(VENV)): torch, Detectron2, mpn_d2; repeating is quick'
+	@echo 'make demo       train on the bundled photographs, evaluate, draw (output/demo)'
+	@echo 'make synthetic  train on drawn people from scratch, figures and pictures into docs/ (an hour)'
+	@echo 'make ablation   variants of the network on drawn people, one short schedule'
+	@echo 'make test       all tests, on CPU (ARGS="..." goes to pytest)'
+	@echo 'make lint       ruff: format and rules'
+	@echo 'make clean      remove output, caches and build folders, not the environment'
 	@echo
 	@echo 'VENV=path        another environment (made where missing, else only added to)'
 	@echo 'PYTHON=command   the Python 3.11 to 3.13 that makes it'
@@ -56,6 +62,16 @@ setup:
 
 demo: setup
 	OMP_NUM_THREADS=$(DEMO_THREADS) $(RUN) tools/make_demo.py --output output/demo
+
+# Layouts of real people for drawn-coco-v1; without them it uses the few that are bundled.
+LAYOUTS = $(if $(MPN_DATA),--layouts "$(MPN_DATA)/coco_poses_full")
+SYNTHETIC = OMP_NUM_THREADS=$(DEMO_THREADS) $(RUN) tools/train_synthetic.py --runs "$(MPN_RUNS)"
+
+synthetic: setup
+	$(SYNTHETIC) --dataset $(DATASET) $(if $(findstring coco,$(DATASET)),$(LAYOUTS))
+
+ablation: setup
+	$(SYNTHETIC) --ablation
 
 test: setup
 	$(RUN) -m pytest -q -rs $(ARGS)

@@ -133,6 +133,9 @@ def _add_model_keys(cfg: CN) -> None:
     # How far gradients go between parts that train together, 0 to 3: the table in
     # modeling/meta_arch/joint.py. [review notes 4.2: 0]
     cfg.MODEL.JOINT_LEVEL = 0
+    # Convolutions in PyTorch's channels_last layout: the same results, a fifth faster in bfloat16
+    # on a CPU. [ours: False]
+    cfg.MODEL.CHANNELS_LAST = False
 
     cfg.MODEL.POSE_FPN = CN()
     # Registered builder (BACKBONE_REGISTRY) of the bottom-up network under both pyramids.

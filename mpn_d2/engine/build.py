@@ -38,9 +38,10 @@ def build_pose_model(cfg: CfgNode) -> nn.Module:
     """
     _check_model_config(cfg)
     try:
-        return build_model(cfg)
+        model = build_model(cfg)
     except _BUILD_ERRORS as error:
         raise ValueError(f"config: {_reason(cfg, error)}") from error
+    return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
 
 def check_training_config(cfg: CfgNode) -> None:

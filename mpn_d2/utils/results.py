@@ -45,11 +45,7 @@ def write_results(
         extra: further top-level entries.
     """
     content = {
-        "command": " ".join(["python", *sys.argv]),
-        "commit": _commit(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+        **provenance(),
         "seconds": round(seconds, 1),
         "seed": seed,
         "metrics": metrics,
@@ -57,6 +53,17 @@ def write_results(
     }
     # NaN is no JSON: an error here is better than a file that others cannot read.
     write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def provenance() -> dict[str, str]:
+    """What runs now, on what: `command`, `commit`, `date`, `machine`."""
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": _commit(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+    }
 
 
 def format_figure(value: float | None, width: int = 6) -> str:
