@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import json
 import os
-import tempfile
 import zlib
 from pathlib import Path
 
@@ -102,18 +101,15 @@ def store_copy(content: dict, path: str | os.PathLike, digest: str) -> str:
     target = folder / f"{stem}-{digest}-v{_VERSION}.json"
     if target.is_file():
         return str(target)
+    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=folder, suffix=".partial", delete=False
-        ) as file:
-            try:
-                # Not json.dump, which is several times slower.
-                file.write(json.dumps(content))
-                file.close()
-                os.replace(file.name, target)
-            finally:
-                Path(file.name).unlink(missing_ok=True)
+        try:
+            # Not json.dump, which is several times slower.
+            partial.write_text(json.dumps(content), encoding="utf-8")
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise OSError(
             f"the annotation cache {folder} cannot be written ({error.strerror}): set MPN_CACHE "
