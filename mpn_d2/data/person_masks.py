@@ -98,11 +98,14 @@ def reduce_to_cells(mask: np.ndarray, stride: int) -> np.ndarray:
 
     A cell is 1 where at least half of its pixels inside the image are set.
     """
-    rows = np.arange(0, mask.shape[0], stride)
-    columns = np.arange(0, mask.shape[1], stride)
-    counts = np.add.reduceat(np.add.reduceat(mask.astype(np.int32), rows, 0), columns, 1)
-    heights = np.diff(np.append(rows, mask.shape[0]))
-    widths = np.diff(np.append(columns, mask.shape[1]))
+    height, width = mask.shape
+    padded = np.pad(mask, ((0, -height % stride), (0, -width % stride)))
+    counts = sum(
+        padded[y::stride, x::stride].astype(np.int32) for y in range(stride) for x in range(stride)
+    )
+    # Pixels of each row and column of cells; fewer in the last ones.
+    heights = np.minimum(height - stride * np.arange(counts.shape[0]), stride)
+    widths = np.minimum(width - stride * np.arange(counts.shape[1]), stride)
     return (2 * counts >= np.outer(heights, widths)).astype(np.uint8)
 
 

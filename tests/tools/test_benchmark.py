@@ -1,0 +1,63 @@
+"""The benchmark's part `data`, small: figures that can be checked, and a file that holds them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tools import benchmark
+
+CONFIG = "configs/MultiPoseNet/R_18_small.yaml"
+SMALL = ["--size", "64", "--images", "3", "--passes", "1", "--batch-size", "2"]
+SMALL += ["--iterations", "1", "--memory-batch-size", "1"]
+OPTIONS = ["DATASETS.TRAIN", "('coco_sample_train',)", "MODEL.DEVICE", "cpu"]
+
+
+def test_figures_of_the_data_part(tmp_path, sample_dir, capsys) -> None:
+    config = str(sample_dir.parents[1] / CONFIG)
+    output = tmp_path / "figures" / "data.json"
+    arguments = ["--config-file", config, "--output", str(output), *SMALL, *OPTIONS]
+    benchmark.main(benchmark.parse_args(arguments))
+    written = json.loads(output.read_text())
+    figures = written["metrics"]
+    assert written["device"] == "cpu" and written["seconds"] > 0
+    assert figures["data/images_per_second"] > 1
+    # One core cannot do more by the wall clock than by its own.
+    assert figures["data/images_per_cpu_second"] >= 0.9 * figures["data/images_per_second"]
+    share = 100 * figures["data/target_seconds"] / figures["data/iteration_seconds"]
+    assert figures["data/target_percent"] == pytest.approx(share)
+    assert 0 < share < 50
+    # PyTorch alone takes about 300 MiB; this process, which is larger, does not count.
+    assert 200 < figures["peak_mib/keypoint_stage"] < 4000
+    assert "peak_mib/keypoint_stage" in capsys.readouterr().out
+
+
+def test_settings_are_those_of_the_crop_recipe(sample_dir) -> None:
+    from mpn_d2.config import load_config
+
+    config = str(sample_dir.parents[1] / CONFIG)
+    arguments = ["--config-file", config, "--output", "unused", *SMALL, *OPTIONS]
+    args = benchmark.parse_args(arguments)
+    seen = []
+
+    def note(cfg, *rest) -> dict:
+        seen.append(cfg)
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_loader_speed", "_target_share"):
+            patch.setattr(benchmark, name, note)
+        patch.setattr(benchmark, "_in_fresh_process", lambda function, text: 7.0)
+        figures = benchmark.measure_data(args, load_config(config, args.opts))
+    assert figures == {"peak_mib/keypoint_stage": 7.0}
+    assert [cfg.SOLVER.IMS_PER_BATCH for cfg in seen] == [1, 2]
+    for cfg in seen:
+        assert (cfg.INPUT.AUGMENTATION, cfg.INPUT.CROP_SIZE) == ("crop", 64)
+        assert list(cfg.MODEL.TRAIN_PARTS) == ["keypoint"]
+
+
+def test_a_count_of_none_is_refused(tmp_path) -> None:
+    args = benchmark.parse_args(["--config-file", "x", "--output", "y", "--batch-size", "0"])
+    with pytest.raises(ValueError, match="--batch-size must be at least 1"):
+        benchmark.main(args)

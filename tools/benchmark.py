@@ -1,0 +1,209 @@
+#!/usr/bin/env python
+"""Measures speed and memory, and writes the figures to a results file.
+
+    python tools/benchmark.py --config-file configs/MultiPoseNet/R_50.yaml --part data \
+        --output docs/results/benchmark_data.json
+    python tools/benchmark.py ... --output F.json DATASETS.TRAIN "('coco_sample_train',)"
+
+Part `data`, at the settings of the keypoint stage (crops of --size, whole recipe):
+
+- data/images_per_second: what the training loader reads on one core; the best of --passes, as other
+  programs can only slow it down. data/images_per_cpu_second: the same by processor time, which they
+  hardly touch;
+- data/iteration_seconds, data/target_seconds, data/target_percent: a training iteration of
+  --batch-size images and the part of it that building targets takes;
+- peak_mib/keypoint_stage: memory of a process of its own that takes one step on --memory-batch-size
+  images (GPU: what PyTorch reserved there; else all of the process).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from mpn_d2.config import load_config
+from mpn_d2.data.datasets import register_pose_datasets
+from mpn_d2.data.loader import build_pose_train_loader
+from mpn_d2.engine.build import build_pose_model
+from mpn_d2.engine.cli import run_command
+from mpn_d2.engine.stages import stage_config
+from mpn_d2.engine.trainer import PoseTrainer
+from mpn_d2.utils.results import write_results
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--part", choices=sorted(PARTS), default="data", help="(default: data)")
+    parser.add_argument("--output", required=True, metavar="F.json", help="file of the figures")
+    parser.add_argument("--size", type=int, default=480, help="side of the crops (default: 480)")
+    parser.add_argument("--images", type=int, default=200, help="in a pass of the loader")
+    parser.add_argument("--passes", type=int, default=3, help="of the loader")
+    parser.add_argument("--batch-size", type=int, default=8, help="of the timed iterations")
+    parser.add_argument("--iterations", type=int, default=2, help="that are timed; the best counts")
+    parser.add_argument("--memory-batch-size", type=int, default=2, help="of the measured step")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
+    return parser.parse_args(arguments)
+
+
+def main(args: argparse.Namespace) -> None:
+    start = time.perf_counter()
+    for name in ("size", "images", "passes", "batch_size", "iterations", "memory_batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    register_pose_datasets()
+    cfg = load_config(args.config_file, args.opts)
+    figures = PARTS[args.part](args, cfg)
+    for name, value in figures.items():
+        print(f"{name:32} {value:10.2f}")
+    seconds = time.perf_counter() - start
+    write_results(args.output, figures, seconds=seconds, seed=cfg.SEED, device=cfg.MODEL.DEVICE)
+
+
+def measure_data(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
+    """The figures of part `data`, see the head of this file."""
+    options = [*args.opts, "INPUT.CROP_SIZE", str(args.size), "DATALOADER.NUM_WORKERS", "0"]
+    # The recipe of the paper even where the config leaves it out.
+    options += ["INPUT.AUGMENTATION", "crop", "MODEL.WEIGHTS", ""]
+    stage = stage_config(cfg, "keypoint", options)
+    return {
+        **_loader_speed(_with_batch(stage, 1), args.images, args.passes),
+        **_target_share(_with_batch(stage, args.batch_size), args.iterations),
+        "peak_mib/keypoint_stage": _in_fresh_process(
+            _peak_mib, _with_batch(stage, args.memory_batch_size).dump()
+        ),
+    }
+
+
+PARTS = {"data": measure_data}
+
+
+def _with_batch(cfg: CfgNode, size: int) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.IMS_PER_BATCH = size
+    cfg.freeze()
+    return cfg
+
+
+def _loader_speed(cfg: CfgNode, images: int, passes: int) -> dict[str, float]:
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        times = [_read(cfg, images) for _ in range(passes + 1)]
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
+    wall, processor = (min(values) for values in zip(*times[1:], strict=True))
+    return {
+        "data/images_per_second": images / wall,
+        "data/images_per_cpu_second": images / processor,
+    }
+
+
+def _read(cfg: CfgNode, images: int) -> tuple[float, float]:
+    """Wall and processor seconds for so many images of the loader."""
+    stream = iter(build_pose_train_loader(cfg))
+    start = time.perf_counter(), time.process_time()
+    for _ in itertools.islice(stream, images):
+        pass
+    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+def _target_share(cfg: CfgNode, iterations: int) -> dict[str, float]:
+    model, step = _training_step(cfg)
+    spent: list[float] = []
+    make_targets = model.keypoint_head.make_targets
+
+    def timed(*inputs: object, **named: object) -> object:
+        _wait(cfg)
+        start = time.perf_counter()
+        targets = make_targets(*inputs, **named)
+        _wait(cfg)
+        spent.append(time.perf_counter() - start)
+        return targets
+
+    model.keypoint_head.make_targets = timed
+    times = []
+    # The first one is a warm-up.
+    for _ in range(iterations + 1):
+        _wait(cfg)
+        start = time.perf_counter()
+        step()
+        _wait(cfg)
+        times.append(time.perf_counter() - start)
+    iteration, targets = min(times[1:]), min(spent[1:])
+    return {
+        "data/iteration_seconds": iteration,
+        "data/target_seconds": targets,
+        "data/target_percent": 100 * targets / iteration,
+    }
+
+
+def _training_step(cfg: CfgNode) -> tuple[nn.Module, Callable[[], None]]:
+    """A randomly initialised model and a function that trains it on a batch, always the same."""
+    torch.manual_seed(0)
+    model = build_pose_model(cfg).train()
+    optimizer = PoseTrainer.build_optimizer(cfg, model)
+    batch = next(iter(build_pose_train_loader(cfg)))
+
+    def step() -> None:
+        with EventStorage():
+            losses = model(batch)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+
+    return model, step
+
+
+def _wait(cfg: CfgNode) -> None:
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def _in_fresh_process(function: Callable[[str], float], text: str) -> float:
+    # Not a fork: it would begin with this process's memory.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, (text,))
+
+
+def _peak_mib(config: str) -> float:
+    """MiB at most in use while a model takes two steps (the second with the optimiser's state)."""
+    register_pose_datasets()
+    cfg = load_config("")
+    cfg.merge_from_other_cfg(CfgNode.load_cfg(config))
+    _, step = _training_step(cfg)
+    step()
+    step()
+    if cfg.MODEL.DEVICE.startswith("cuda"):
+        return torch.cuda.max_memory_reserved() / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Unlike ru_maxrss, of this program alone: that keeps the parent's from before exec.
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(lines["VmHWM"].split()[0]) / 2**10
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+if __name__ == "__main__":
+    args = parse_args()
+    run_command(lambda: main(args))
