@@ -126,18 +126,20 @@ def test_command_line_wins_over_stage_and_stage_over_base(paper_config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_builds_and_takes_a_step_in_every_stage(config, paper_config):
     register_pose_datasets()
-    # Real photographs, tiny; random weights need norms that are not frozen.
+    # Real photographs, tiny, and narrow networks: as deep and as branched as configured.
     options = ["DATASETS.TRAIN", "('coco_sample_train',)", "MODEL.PRN.NODES", "8"]
     options += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "96"]
-    options += ["INPUT.CROP_SIZE", "64"]
+    options += ["INPUT.CROP_SIZE", "64", "MODEL.FPN.OUT_CHANNELS", "32"]
+    options += ["MODEL.RESNETS.STEM_OUT_CHANNELS", "32", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+    groups = paper_config(config).MODEL.RESNETS.NUM_GROUPS
+    options += ["MODEL.RESNETS.WIDTH_PER_GROUP", str(32 // groups)]
     cfg = paper_config(config, options)
     if cfg.MODEL.RESNETS.NORM == "FrozenBN":
+        # Random weights need norms that are not frozen.
         options += ["MODEL.RESNETS.NORM", "GN"]
         cfg = paper_config(config, options)
     dicts = load_pose_dicts("coco_sample_train", is_train=True)[2:4]
-    stages = [*cfg.STAGES.ORDER, *({"joint"} - {*cfg.STAGES.ORDER})]
-    # The joint graph holds all losses; the stages of deep networks are those of shallow ones.
-    for stage in stages if cfg.MODEL.RESNETS.DEPTH <= 50 else ["joint"]:
+    for stage in [*cfg.STAGES.ORDER, *({"joint"} - {*cfg.STAGES.ORDER})]:
         _take_a_step(stage_config(cfg, stage, options), dicts)
 
 
