@@ -96,6 +96,8 @@ def one_at_a_time(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     cfg.SOLVER.IMS_PER_BATCH = 1
     cfg.SOLVER.ACCUMULATION = 1
     cfg.DATALOADER.NUM_WORKERS = 0
+    # Else upright images would come after each other, then wide ones.
+    cfg.DATALOADER.ASPECT_RATIO_GROUPING = False
     cfg.MODEL.DEVICE = "cpu"
     # Sorted, the first people would all be large ones with every joint.
     cfg.MODEL.PRN.CURRICULUM = "none"

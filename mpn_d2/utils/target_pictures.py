@@ -22,7 +22,7 @@ IGNORED_FOR_MASK_COLOR = (255, 210, 0)
 PERSON_COLOR = (60, 230, 90)
 CROWD_COLOR = (255, 255, 255)
 _TINT = 0.45
-_CAPTION_HEIGHT = 18
+_CAPTION_HEIGHT = 20
 _GAP = 4
 # Pixels a side that a cell of a grid is drawn with.
 _GRID_SCALE = 4
@@ -203,7 +203,7 @@ def join(panels: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
     columns = []
     for panel, caption in zip(panels, captions, strict=True):
         bar = np.zeros((_CAPTION_HEIGHT, panel.shape[1], 3), dtype=np.uint8)
-        cv2.putText(bar, caption, (2, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1)
+        cv2.putText(bar, caption, (2, 14), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (255, 255, 255), 1)
         gap = np.zeros((_CAPTION_HEIGHT + panel.shape[0], _GAP, 3), dtype=np.uint8)
         columns += [np.concatenate([bar, panel]), gap]
     return np.concatenate(columns[:-1], axis=1)
