@@ -236,6 +236,8 @@ def _add_assembly_keys(cfg: CN) -> None:
     cfg.MODEL.PRN.MIN_KEYPOINTS = 3
     # Order of training: sorted (many keypoints and large people first) [paper] | none (shuffled).
     cfg.MODEL.PRN.CURRICULUM = "sorted"
+    # Probability that a training person is mirrored, 0 to 1. [KP: 0; TC: 0.5]
+    cfg.MODEL.PRN.FLIP_PROB = 0.0
 
 
 def _add_data_keys(cfg: CN) -> None:

@@ -8,8 +8,9 @@ of the sample's person, "box": (4,) float32 x1, y1, x2, y2}. Spec sections 5.4 a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
@@ -92,7 +93,14 @@ class AssociationStream(IterableDataset):
     """Endless batches of samples, resumable and sharded; see `build_association_loader`."""
 
     def __init__(
-        self, samples: list[dict], batch_size: int, curriculum: str, seed: int, start: int
+        self,
+        samples: list[dict],
+        batch_size: int,
+        curriculum: str,
+        seed: int,
+        start: int,
+        flip_prob: float,
+        flip_indices: Sequence[int],
     ) -> None:
         # The sorted order never changes, and sorting 150,000 people takes seconds.
         self.samples = samples if curriculum == "none" else order_samples(samples, curriculum, seed)
@@ -100,6 +108,8 @@ class AssociationStream(IterableDataset):
         self.curriculum = curriculum
         self.seed = seed
         self.start = start
+        self.flip_prob = flip_prob
+        self.flip_indices = list(flip_indices)
 
     def __iter__(self) -> Iterator[list[dict]]:
         rank, world = comm.get_rank(), comm.get_world_size()
@@ -109,8 +119,17 @@ class AssociationStream(IterableDataset):
             self._epoch(number)[offset if number == epoch else 0 :]
             for number in itertools.count(epoch)
         )
-        while True:
-            yield list(itertools.islice(stream, self.batch_size))[rank::world]
+        for first in itertools.count(position, self.batch_size):
+            batch = list(itertools.islice(stream, self.batch_size))
+            yield [
+                self._augmented(sample, place) for place, sample in enumerate(batch, start=first)
+            ][rank::world]
+
+    def _augmented(self, sample: dict, position: int) -> dict:
+        """The sample or its mirror image, drawn by the position in the stream alone."""
+        if np.random.default_rng((self.seed, position)).random() >= self.flip_prob:
+            return sample
+        return mirror_sample(sample, self.flip_indices)
 
     def _epoch(self, number: int) -> list[dict]:
         if self.curriculum == "sorted":
@@ -118,8 +137,26 @@ class AssociationStream(IterableDataset):
         return order_samples(self.samples, self.curriculum, self.seed, number)
 
 
+def mirror_sample(sample: dict, flip_indices: Sequence[int]) -> dict:
+    """A sample in which left and right are exchanged, about the middle of its box.
+
+    Args:
+        sample: see the head of this file; stays as it is.
+        flip_indices: K, the joint that each joint becomes (`Skeleton.flip_indices`).
+    """
+    keypoints = sample["keypoints"][:, list(flip_indices)].clone()
+    keypoints[..., 0] = sample["box"][0] + sample["box"][2] - keypoints[..., 0]
+    return {**sample, "keypoints": keypoints}
+
+
 def build_association_loader(
-    samples: list[dict], batch_size: int, curriculum: str, seed: int, start: int = 0
+    samples: list[dict],
+    batch_size: int,
+    curriculum: str,
+    seed: int,
+    start: int = 0,
+    flip_prob: float = 0.0,
+    flip_indices: Sequence[int] = (),
 ) -> AssociationStream:
     """An endless iterable of batches; epochs follow one another without a short last batch.
 
@@ -128,6 +165,8 @@ def build_association_loader(
         batch_size: people per step over all processes together.
         curriculum, seed: see `order_samples`.
         start: steps (batches) already done; the stream goes on exactly there.
+        flip_prob: probability, 0 to 1, that a sample is its mirror image.
+        flip_indices: see `mirror_sample`; needed where flip_prob is not 0.
 
     Returns:
         Iterable of lists of samples; process r of n gets every n-th sample of a batch from r on.
@@ -147,7 +186,7 @@ def build_association_loader(
             f"a batch of {batch_size} people does not divide among {world} processes; "
             "change SOLVER.IMS_PER_BATCH"
         )
-    return AssociationStream(samples, batch_size, curriculum, seed, start)
+    return AssociationStream(samples, batch_size, curriculum, seed, start, flip_prob, flip_indices)
 
 
 def _ease(sample: dict) -> tuple[int, float]:

@@ -57,10 +57,18 @@ def build_pose_train_loader(cfg: CfgNode, start: int = 0) -> Iterable[list[dict]
         need_images=not without_images,
     )
     if without_images:
-        count = get_skeleton(cfg.MODEL.SKELETON).num_keypoints
-        samples = build_association_samples(dicts, cfg.MODEL.PRN.MIN_KEYPOINTS, count)
+        skeleton = get_skeleton(cfg.MODEL.SKELETON)
+        samples = build_association_samples(
+            dicts, cfg.MODEL.PRN.MIN_KEYPOINTS, skeleton.num_keypoints
+        )
         return build_association_loader(
-            samples, batch_size, cfg.MODEL.PRN.CURRICULUM, seed, start=start
+            samples,
+            batch_size,
+            cfg.MODEL.PRN.CURRICULUM,
+            seed,
+            start=start,
+            flip_prob=cfg.MODEL.PRN.FLIP_PROB,
+            flip_indices=skeleton.flip_indices,
         )
     # Crops are all of one size: nothing to group.
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING and cfg.INPUT.AUGMENTATION != "crop"

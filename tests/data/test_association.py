@@ -130,6 +130,35 @@ def test_processes_share_each_batch(monkeypatch):
         build_association_loader(numbered(), 3, "none", 2)
 
 
+def test_a_mirrored_person():
+    """Left and right joints change places, about the middle of the box; the box stays."""
+    points = [[[2.0, 3, 2], [7, 4, 1], [0.5, 0.5, 0]], [[9.0, 9, 2], [0.5, 0.5, 0], [1, 8, 2]]]
+    sample = {"keypoints": torch.tensor(points), "owner": 0, "box": torch.tensor([1.0, 2, 8, 9])}
+    mirrored = association.mirror_sample(sample, (1, 0, 2))
+    assert mirrored["box"] is sample["box"] and mirrored["owner"] == 0
+    assert mirrored["keypoints"][0, :2].tolist() == [[2, 4, 1], [7, 3, 2]]
+    assert mirrored["keypoints"][1, [0, 2]].tolist() == [[8.5, 0.5, 0], [8, 8, 2]]
+    assert sample["keypoints"].tolist() == points
+    again = association.mirror_sample(mirrored, (1, 0, 2))
+    assert torch.equal(again["keypoints"], sample["keypoints"])
+
+
+def test_mirror_images_are_drawn_by_position_alone():
+    def sides(start, count, probability):
+        loader = build_association_loader(
+            numbered(), 4, "none", 2, start, flip_prob=probability, flip_indices=(1, 0)
+        )
+        batches = itertools.islice(loader, count)
+        # In the box's right half or, as drawn, at x = 2.
+        return [[float(s["keypoints"][0, 0, 0]) == 2 for s in batch] for batch in batches]
+
+    whole = sides(0, 40, 0.3)
+    assert sides(11, 29, 0.3) == whole[11:]
+    plain = sum(map(sum, whole)) / 160
+    assert 0.6 < plain < 0.8 + 1 / 7  # a box of width 4 has its middle there
+    assert all(map(all, sides(0, 5, 0.0)))
+
+
 def test_nobody_to_train_on_and_unknown_curriculum():
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN.*MODEL\.PRN\.MIN_KEYPOINTS"):
         build_association_loader([], 3, "sorted", 0)
