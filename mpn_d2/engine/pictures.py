@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,7 @@ class PictureHook(HookBase):
         """
         Args:
             period: iterations between pictures; the first of a run is drawn too.
-            folder: gets iter_<iteration>_<image id>.png, or iter_<iteration>_people.png.
+            folder: gets iter_<iteration>_<place in the batch>_<image id>.png, or iter_<iteration>_people.png.
             skeleton: of the keypoints.
             image_format: INPUT.FORMAT of the images.
             to_events: also put the pictures into the event storage, which a TensorBoard writer
@@ -137,8 +138,12 @@ def draw_batch(
     if "image" not in batch[0]:
         return [("people", _draw_people(model, batch[:MOST_PEOPLE], skeleton))]
     images = [x for x in batch[:MOST_IMAGES] if "image" in x]
+    # A batch may hold an image twice, differently augmented; an id may be any text.
     return [
-        (str(x.get("image_id", place)), _draw_image(model, x, skeleton, image_format))
+        (
+            re.sub(r"[^\w.-]", "_", f"{place}_{x.get('image_id', '')}"),
+            _draw_image(model, x, skeleton, image_format),
+        )
         for place, x in enumerate(images)
     ]
 
