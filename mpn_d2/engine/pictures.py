@@ -62,7 +62,8 @@ class PictureHook(HookBase):
         """
         Args:
             period: iterations between pictures; the first of a run is drawn too.
-            folder: gets iter_<iteration>_<place in the batch>_<image id>.png, or iter_<iteration>_people.png.
+            folder: gets iter_<iteration>_<place in the batch>_<image id>.png, or
+                iter_<iteration>_people.png.
             skeleton: of the keypoints.
             image_format: INPUT.FORMAT of the images.
             to_events: also put the pictures into the event storage, which a TensorBoard writer
