@@ -30,6 +30,11 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--images", type=int, help="images of --split, or of train (default: the dataset's own)"
     )
     parser.add_argument("--seed", type=int, help="default: the one of the dataset's version")
+    parser.add_argument(
+        "--layouts",
+        metavar="DIR",
+        help="drawn-coco-v1: folder of gzipped COCO keypoint files (default: a few bundled ones)",
+    )
     parser.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
     return parser.parse_args(arguments)
 
@@ -41,10 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # The test images stay the version's, however many are drawn for training.
         count = args.images if split == (args.split or "train") else None
         content, drawn = write_dataset(
-            args.dataset, split, args.output, count=count, seed=args.seed, workers=args.workers
+            args.dataset,
+            split,
+            args.output,
+            count=count,
+            seed=args.seed,
+            workers=args.workers,
+            layouts=args.layouts,
         )
         place = Path(args.output) / args.dataset / split
         print(f"{place}: {'drawn' if drawn else 'complete, nothing to do'}")
+        if "layouts" in content["info"]["drawn"] and args.layouts is None:
+            print("from the bundled layouts, a few hundred people of COCO; --layouts DIR for more")
         measured[split] = measure_difficulty(content)
     print(format_table(measured))
 

@@ -8,16 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mpn_d2.data.drawn_people import (
-    SCALE,
-    Color,
-    Look,
-    Shape,
-    body_shapes,
-    fill_polygon,
-    outline,
-    sample_look,
-)
+from mpn_d2.data.drawn_look import Color, Look, sample_look
+from mpn_d2.data.drawn_people import SCALE, Shape, body_shapes, clipped, fill_polygon, outline
 from mpn_d2.data.drawn_pose import Figure, sample_figure
 from mpn_d2.data.drawn_random import Draws
 from mpn_d2.data.drawn_scenes import sample_occluder
@@ -75,8 +67,12 @@ class Person:
         return x, y, x + self.outline.shape[1], y + self.outline.shape[0]
 
 
-def make_person(figure: Figure, look: Look) -> Person:
+def make_person(figure: Figure, look: Look, box: np.ndarray | None = None) -> Person:
+    """`box` (x1, y1, x2, y2): what reaches out of it is cut off."""
     shapes = body_shapes(figure, look)
+    if box is not None:
+        cut = [s._replace(polygon=clipped(s.polygon, box)) for s in shapes]
+        shapes = [s for s in cut if len(s.polygon) > 2]
     mask, corner = outline(shapes)
     return Person(figure, look, shapes, mask, corner)
 
@@ -165,10 +161,10 @@ def sample_dense_groups(draws: Draws, size: tuple[int, int]) -> list[Person]:
     count = draws.integer(3, 10)
     base = draws.uniform(110, 270 if count < 6 else 210)
     people: list[Person] = []
-    first = None
+    first = None  # of a group, whom the others join
     for i in range(count):
         # Groups of two to four about one of them.
-        if first is None or (i < count - 1 and draws.chance(0.3)):
+        if first is None or (i < count - 1 and draws.chance(0.25)):
             partner, height = None, base * draws.uniform(0.8, 1.2)
         else:
             partner = first
@@ -177,10 +173,10 @@ def sample_dense_groups(draws: Draws, size: tuple[int, int]) -> list[Person]:
         person = make_person(sample_figure(draws, height), sample_look(draws))
         person.kind = "unknown" if draws.chance(0.07) else "known"
         before = len(people)
-        people = _placed(draws, size, people, person, partner, (0.04, 0.26))
+        people = _placed(draws, size, people, person, partner, (0.03, 0.2))
         if partner is None and len(people) > before:
             first = people[-1]
-    return from_back_to_front(people)
+    return from_back_to_front(people) if len(people) >= 3 else sample_dense_groups(draws, size)
 
 
 def _placed(

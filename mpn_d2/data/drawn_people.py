@@ -7,14 +7,13 @@ a picture and into a map of who is where; both are then reduced to the size of t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from mpn_d2.data.drawn_pose import JOINT, SIDES, Figure, face_points
-from mpn_d2.data.drawn_random import Draws
+from mpn_d2.data.drawn_look import Color, Look, scaled, shaded
+from mpn_d2.data.drawn_pose import JOINT, SIDES, Figure
 
 SCALE = 2
 # In the map a pixel is person * PARTS + part, 0 where nobody is.
@@ -31,31 +30,6 @@ _HALF_TURN = np.linspace(math.pi / 2, 3 * math.pi / 2, 7)
 _FULL_TURN = np.linspace(0, 2 * math.pi, 20, endpoint=False)
 _CIRCLE = np.stack([np.cos(_FULL_TURN), np.sin(_FULL_TURN)], axis=1)
 
-# BGR.
-SKIN = ((205, 220, 250), (170, 195, 240), (140, 175, 225), (110, 150, 205), (75, 110, 165),
-         (55, 85, 130), (40, 60, 95), (35, 45, 70))  # fmt: skip
-_HAIR = ((25, 25, 30), (30, 40, 60), (40, 70, 110), (90, 160, 210), (160, 165, 170), (40, 60, 140),
-         (20, 30, 45))  # fmt: skip
-
-Color = tuple[int, int, int]
-
-
-@dataclass
-class Look:
-    """What somebody wears; colours are BGR, 0 to 255."""
-
-    skin: Color
-    hair: Color
-    top: Color
-    stripes: Color | None
-    stripes_across: bool
-    trousers: Color
-    shoes: Color
-    sleeves: str  # "long", "short" or "none"
-    legs: str  # "long", "short" or "skirt"
-    long_hair: bool
-    bald: bool
-
 
 class Shape(NamedTuple):
     """A filled convex polygon, (n, 2) x, y; `order` grows towards the viewer."""
@@ -66,31 +40,6 @@ class Shape(NamedTuple):
     part: int
 
 
-def sample_color(draws: Draws) -> Color:
-    """Any colour: bright, dull, dark or light."""
-    value = draws.uniform(25, 250)
-    tint = draws.choice((0.15, 0.5, 0.9))
-    return tuple(int(value * (1 - tint * draws.uniform())) for _ in range(3))
-
-
-def sample_look(draws: Draws) -> Look:
-    skin = draws.choice(SKIN)
-    hair = draws.choice(_HAIR)
-    return Look(
-        skin=_varied(draws, skin, 12),
-        hair=_varied(draws, hair, 12),
-        top=sample_color(draws),
-        stripes=sample_color(draws) if draws.chance(0.3) else None,
-        stripes_across=draws.chance(0.7),
-        trousers=sample_color(draws),
-        shoes=sample_color(draws),
-        sleeves=draws.weighted({"long": 0.45, "short": 0.4, "none": 0.15}),
-        legs=draws.weighted({"long": 0.6, "short": 0.28, "skirt": 0.12}),
-        long_hair=draws.chance(0.35),
-        bald=draws.chance(0.06),
-    )
-
-
 def body_shapes(figure: Figure, look: Look) -> list[Shape]:
     """The shapes of a figure, the furthest first."""
     shapes: list[Shape] = []
@@ -99,6 +48,7 @@ def body_shapes(figure: Figure, look: Look) -> list[Shape]:
     for side, _ in SIDES:
         shapes += _arm_shapes(figure, look, side, unit)
         shapes += _leg_shapes(figure, look, side, unit)
+        shapes += _lone_joints(figure, look, side, unit)
     shapes += _trunk_shapes(figure, look, unit, trunk)
     if figure.head is not None:
         shapes += _head_shapes(figure, look, trunk)
@@ -132,7 +82,7 @@ def outline(shapes: list[Shape]) -> tuple[np.ndarray, tuple[int, int]]:
     Returns:
         (h, w) uint8 of 0 and 1, and the (x, y) of its first pixel.
     """
-    every = np.concatenate([shape.polygon for shape in shapes])
+    every = np.concatenate([shape.polygon for shape in shapes] or [np.zeros((1, 2))])
     x0, y0 = np.floor(every.min(axis=0)).astype(int) - 1
     x1, y1 = np.ceil(every.max(axis=0)).astype(int) + 1
     mask = np.zeros((SCALE * (y1 - y0), SCALE * (x1 - x0)), dtype=np.uint8)
@@ -229,7 +179,7 @@ def _arm_shapes(figure: Figure, look: Look, side: str, unit: float) -> list[Shap
                      PART[f"{side}_forearm"])  # fmt: skip
         p, q = figure.joints[elbow], figure.joints[wrist]
         hand = q + 0.2 * (q - p)
-        shade = _shade(look.skin, figure.depth[wrist])
+        shade = shaded(look.skin, figure.depth[wrist])
         shapes += fore
         shapes.append(Shape(fore[-1].order + 0.001, capsule(q, hand, 0.019 * unit, 0.024 * unit),
                             shade, PART[f"{side}_hand"]))  # fmt: skip
@@ -254,8 +204,24 @@ def _leg_shapes(figure: Figure, look: Look, side: str, unit: float) -> list[Shap
             heel = at + 0.22 * (at - figure.joints[knee]) / 2
             near = shin[-1].order + (0.001 if toe[1] >= at[1] else -0.03)
             polygon = capsule(heel, toe, 0.03 * unit, 0.026 * unit)
-            shade = _shade(look.shoes, figure.depth[ankle])
+            shade = shaded(look.shoes, figure.depth[ankle])
             shapes.append(Shape(near, polygon, shade, PART[f"{side}_shoe"]))
+    return shapes
+
+
+def _lone_joints(figure: Figure, look: Look, side: str, unit: float) -> list[Shape]:
+    """Discs for joints that no limb reaches, where only part of somebody is annotated."""
+    shapes = []
+    for joint, others, part, color, radius in (
+        ("elbow", ("shoulder", "wrist"), "forearm", look.top, 0.03),
+        ("wrist", ("elbow",), "hand", look.skin, 0.03),
+        ("knee", ("hip", "ankle"), "shin", look.trousers, 0.042),
+        ("ankle", ("knee",), "shoe", look.shoes, 0.035),
+    ):
+        i = JOINT[f"{side}_{joint}"]
+        if figure.known[i] and not any(figure.known[JOINT[f"{side}_{o}"]] for o in others):
+            disc = _disc(figure.joints[i], radius * unit)
+            shapes.append(Shape(figure.depth[i], disc, color, PART[f"{side}_{part}"]))
     return shapes
 
 
@@ -272,10 +238,10 @@ def _limb(
     p, q = figure.joints[ends[0]], figure.joints[ends[1]]
     depth = (figure.depth[ends[0]] + figure.depth[ends[1]]) / 2
     order = depth + nearer
-    shade = _shade(color, depth)
+    shade = shaded(color, depth)
     r, s = radii[0] * unit, radii[1] * unit
     return [
-        Shape(order, capsule(p, q, r, s), _scaled(shade, 0.75), part),
+        Shape(order, capsule(p, q, r, s), scaled(shade, 0.75), part),
         Shape(order, capsule(p, q, 0.7 * r, 0.7 * s), shade, part),
     ]
 
@@ -289,9 +255,11 @@ def _trunk_shapes(figure: Figure, look: Look, unit: float, trunk: float) -> list
     shapes: list[Shape] = []
     if hips:
         circles = [(p, 0.056 * unit) for p in hips] + [(np.mean(hips, axis=0), 0.068 * unit)]
-        if look.legs == "skirt" and knees and len(hips) == 2:
+        if look.legs == "skirt" and len(hips) == len(knees) == 2:
             circles += [(h + 0.6 * (k - h), 0.06 * unit) for h, k in zip(hips, knees)]
         shapes.append(Shape(trunk - 0.002, hull(circles), look.trousers, TORSO))
+    shoulders = shoulders or figure.guessed.get("shoulder", [])
+    hips = hips or figure.guessed.get("hip", [])
     if shoulders:
         centre = np.mean(shoulders, axis=0)
         circles = [(p, 0.036 * unit) for p in shoulders] + [(centre, 0.06 * unit)]
@@ -299,7 +267,7 @@ def _trunk_shapes(figure: Figure, look: Look, unit: float, trunk: float) -> list
             # The hem leaves the lower half of the hips to the trousers.
             low = [h + 0.1 * (centre - h) for h in hips]
             circles += [(p, 0.048 * unit) for p in low] + [(np.mean(low, axis=0), 0.062 * unit)]
-            rim = _scaled(look.top, 0.8)
+            rim = scaled(look.top, 0.8)
             inner = [(c, 0.8 * r) for c, r in circles]
             shapes.append(Shape(trunk - 0.001, hull(circles), rim, TORSO))
             shapes.append(Shape(trunk, hull(inner), look.top, TORSO))
@@ -309,7 +277,7 @@ def _trunk_shapes(figure: Figure, look: Look, unit: float, trunk: float) -> list
             order = trunk + (0.001 if figure.head_axes[2, 2] > 0 else -0.001)
             chin = figure.head + 0.4 * (centre - figure.head)
             neck = capsule(centre, chin, 0.036 * unit, 0.034 * unit)
-            shapes.append(Shape(order, neck, _scaled(look.skin, 0.82), NECK))
+            shapes.append(Shape(order, neck, scaled(look.skin, 0.82), NECK))
     return shapes
 
 
@@ -319,7 +287,7 @@ def _head_shapes(figure: Figure, look: Look, trunk: float) -> list[Shape]:
     order = trunk + 0.03 + 0.3 * float(np.clip(axes[1, 2], -0.5, 0.5))
     up, forward = axes[1, :2], axes[2, :2]
     shown = face_normals(axes)
-    at = {n: p[:2] for n, p in face_points(np.append(centre, 0), radius, axes).items()}
+    at = figure.face
     shapes: list[Shape] = []
 
     def add(polygon: np.ndarray, color: Color) -> None:
@@ -327,15 +295,15 @@ def _head_shapes(figure: Figure, look: Look, trunk: float) -> list[Shape]:
 
     def ears(in_front: bool) -> None:
         for side, sign in SIDES:
-            if (sign * axes[0, 2] > 0.15) == in_front:
-                add(_disc(at[f"{side}_ear"], 0.2 * radius), _scaled(look.skin, 0.88))
+            if f"{side}_ear" in at and (sign * axes[0, 2] > 0.15) == in_front:
+                add(_disc(at[f"{side}_ear"], 0.2 * radius), scaled(look.skin, 0.88))
 
     ears(in_front=False)
     hair = look.skin if look.bald else look.hair
     back = centre + radius * (0.08 * up - 0.12 * forward)
     if look.long_hair and not look.bald:
         add(capsule(back, back - radius * (0.9 * up + 0.3 * forward), 0.95 * radius, 0.7 * radius),
-            _scaled(hair, 0.9))  # fmt: skip
+            scaled(hair, 0.9))  # fmt: skip
     add(_ellipse(back, up, 0.97 * radius, 0.86 * radius), hair)
     # From -1 (seen from behind) to 1 (from the front).
     front = float(axes[2, 2])
@@ -345,11 +313,11 @@ def _head_shapes(figure: Figure, look: Look, trunk: float) -> list[Shape]:
         add(_ellipse(face, up, 0.78 * radius, width), look.skin)
     ears(in_front=True)
     for side in ("left", "right"):
-        if shown[f"{side}_eye"]:
+        if shown[f"{side}_eye"] and f"{side}_eye" in at:
             add(_disc(at[f"{side}_eye"], 0.17 * radius), (245, 245, 245))
             add(_disc(at[f"{side}_eye"], 0.1 * radius), (30, 25, 25))
-    if shown["nose"]:
-        add(_disc(at["nose"], 0.14 * radius), _scaled(look.skin, 0.72))
+    if shown["nose"] and "nose" in at:
+        add(_disc(at["nose"], 0.14 * radius), scaled(look.skin, 0.72))
     if front > 0.2:
         mouth = centre + radius * (0.7 * forward - 0.5 * up)
         along = radius * 0.22 * front * np.array([-up[1], up[0]])
@@ -387,6 +355,23 @@ def hull(circles: list[tuple[np.ndarray, float]]) -> np.ndarray:
     return cv2.convexHull(np.rint(points * 16).astype(np.int32))[:, 0] / 16.0
 
 
+def clipped(polygon: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """What of a convex polygon (n, 2) lies in a box x1, y1, x2, y2; (m, 2), perhaps empty."""
+    for axis, limit, sign in ((0, box[0], 1), (0, box[2], -1), (1, box[1], 1), (1, box[3], -1)):
+        inside = sign * (polygon[:, axis] - limit) >= 0
+        if inside.all():
+            continue
+        kept = []
+        for i in range(len(polygon)):
+            p, q = polygon[i - 1], polygon[i]
+            if inside[i - 1] != inside[i]:
+                kept.append(p + (limit - p[axis]) / (q[axis] - p[axis]) * (q - p))
+            if inside[i]:
+                kept.append(q)
+        polygon = np.array(kept).reshape(-1, 2)
+    return polygon
+
+
 def _disc(centre: np.ndarray, radius: float) -> np.ndarray:
     return centre + max(radius, 0.3) * _CIRCLE
 
@@ -396,16 +381,3 @@ def _ellipse(centre: np.ndarray, up: np.ndarray, along: float, across: float) ->
     direction = up / length if length > 1e-6 else np.array([0.0, -1.0])
     side = np.array([-direction[1], direction[0]])
     return centre + along * _CIRCLE[:, :1] * direction + across * _CIRCLE[:, 1:] * side
-
-
-def _shade(color: Color, depth: float) -> Color:
-    """Darker on the far side of the body."""
-    return _scaled(color, 1.0 + min(max(1.2 * depth, -0.25), 0.1))
-
-
-def _scaled(color: Color, factor: float) -> Color:
-    return tuple(min(int(c * factor), 255) for c in color)
-
-
-def _varied(draws: Draws, color: Color, amount: int) -> Color:
-    return tuple(min(max(c + draws.integer(-amount, amount), 0), 255) for c in color)

@@ -7,7 +7,7 @@ y down, depth towards the viewer. Someone who faces the viewer has the left side
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -47,7 +47,9 @@ class Figure:
         head: (2,) centre of the head, None where it is not drawn.
         head_radius: half height of the head, pixels.
         head_axes: (3, 3), rows left, up, forward of the head, columns x, y, depth.
+        face: where nose, eyes and ears are drawn, by name; those without are left out.
         toes: tips of the left and right foot, where known.
+        guessed: for "shoulder" or "hip", where neither is known: points that the trunk reaches.
     """
 
     joints: np.ndarray
@@ -58,21 +60,20 @@ class Figure:
     head: np.ndarray | None
     head_radius: float
     head_axes: np.ndarray
+    face: dict[str, np.ndarray] = field(default_factory=dict)
     toes: dict[str, np.ndarray] = field(default_factory=dict)
+    guessed: dict[str, list[np.ndarray]] = field(default_factory=dict)
 
     def moved(self, dx: float, dy: float) -> Figure:
         """The same figure elsewhere."""
         shift = np.array([dx, dy])
-        return Figure(
-            self.joints + shift,
-            self.known,
-            self.depth,
-            self.stature,
-            self.girth,
-            None if self.head is None else self.head + shift,
-            self.head_radius,
-            self.head_axes,
-            {side: toe + shift for side, toe in self.toes.items()},
+        return replace(
+            self,
+            joints=self.joints + shift,
+            head=None if self.head is None else self.head + shift,
+            face={name: point + shift for name, point in self.face.items()},
+            toes={side: toe + shift for side, toe in self.toes.items()},
+            guessed={name: [p + shift for p in ps] for name, ps in self.guessed.items()},
         )
 
 
@@ -215,15 +216,18 @@ def _project(
         # On 1/16 pixels: what the last bits of sine and cosine are does not matter.
         joints[i] = np.rint((point[:2] - centre) * scale * 16) / 16
         depth[i] = point[2]
+    head = (at["head"][:2] - centre) * scale
+    drawn = face_points(np.append(head, 0.0), sizes.head * scale, axes)
     return Figure(
         joints=joints,
         known=np.ones(len(joints), dtype=bool),
         depth=depth,
         stature=scale,
         girth=sizes.girth,
-        head=(at["head"][:2] - centre) * scale,
+        head=head,
         head_radius=sizes.head * scale,
         head_axes=axes,
+        face={name: point[:2] for name, point in drawn.items()},
         toes={side: (at[f"{side}_toe"][:2] - centre) * scale for side, _ in SIDES},
     )
 
@@ -235,6 +239,12 @@ def face_points(centre: np.ndarray, radius: float, axes: np.ndarray) -> dict[str
         places[f"{side}_eye"] = (sign * 0.34, 0.12, 0.74)
         places[f"{side}_ear"] = (sign * 0.76, -0.02, -0.05)
     return {name: centre + radius * (np.array(p) @ axes) for name, p in places.items()}
+
+
+def head_rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    """(3, 3) rows left, up, forward, columns x, y, depth; degrees, all 0: facing the viewer."""
+    matrix = _yaw(yaw) @ _pitch(pitch) @ _roll(roll)
+    return matrix.T * np.array([1.0, -1.0, 1.0])
 
 
 def _limb_axes(

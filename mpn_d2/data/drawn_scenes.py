@@ -5,15 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from mpn_d2.data.drawn_people import (
-    SCALE,
-    SKIN,
-    Color,
-    capsule,
-    fill_polygon,
-    hull,
-    sample_color,
-)
+from mpn_d2.data.drawn_look import SKIN, Color, sample_color
+from mpn_d2.data.drawn_people import SCALE, capsule, fill_polygon, hull
 from mpn_d2.data.drawn_random import Draws
 
 

@@ -17,6 +17,14 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
+from mpn_d2.data.drawn_coco import (
+    TEST_IMAGES,
+    Layout,
+    cover_hidden_joints,
+    joints_of,
+    load_layouts,
+    people_of_layout,
+)
 from mpn_d2.data.drawn_layout import (
     LEAST_PIXELS,
     LEAST_VISIBLE,
@@ -46,14 +54,14 @@ class DrawnDataset:
         number: part of every image's seed, so that datasets share no pictures.
         seed: of the version.
         counts: images of each split.
-        sample_people: who is where, from the furthest to the nearest.
+        sample_people: who is where, from the furthest to the nearest; None: as COCO's layouts say.
     """
 
     name: str
     number: int
     seed: int
     counts: dict[str, int]
-    sample_people: Callable[[Draws, tuple[int, int]], list[Person]]
+    sample_people: Callable[[Draws, tuple[int, int]], list[Person]] | None
 
 
 DRAWN_DATASETS = {
@@ -61,6 +69,7 @@ DRAWN_DATASETS = {
     for d in (
         DrawnDataset("drawn-v1", 1, 1, {"train": 4000, "test": 200}, sample_groups),
         DrawnDataset("drawn-crowd-v1", 2, 1, {"train": 4000, "test": 200}, sample_dense_groups),
+        DrawnDataset("drawn-coco-v1", 3, 1, {"train": 4000, "test": TEST_IMAGES}, None),
     )
 }
 
@@ -73,7 +82,9 @@ def drawn_files() -> dict[str, dict[str, tuple[str, str]]]:
     }
 
 
-def draw_image(name: str, split: str, index: int, seed: int) -> tuple[np.ndarray, list[dict]]:
+def draw_image(
+    name: str, split: str, index: int, seed: int, layout: Layout | None = None
+) -> tuple[np.ndarray, list[dict]]:
     """One picture and its people.
 
     Args:
@@ -81,12 +92,15 @@ def draw_image(name: str, split: str, index: int, seed: int) -> tuple[np.ndarray
         split: "train" or "test".
         index: from 0 on.
         seed: of the dataset.
+        layout: for a dataset of COCO's layouts.
 
     Returns:
         (H, W, 3) uint8 BGR, and COCO annotations without ids.
     """
     dataset = DRAWN_DATASETS[name]
     draws = Draws(seed, dataset.number, SPLITS.index(split), index)
+    if layout is not None:
+        return _draw_layout(draws, layout)
     background = draw_background(draws, IMAGE_SIZE)
     people: list[Person] = []
     while not any(person.kind == "known" for person in people):
@@ -98,6 +112,35 @@ def draw_image(name: str, split: str, index: int, seed: int) -> tuple[np.ndarray
         if not hidden or len(hidden) == len(people):
             return finish(draws, picture), annotations
         people = [p for i, p in enumerate(people) if i not in hidden]
+
+
+def _draw_layout(draws: Draws, layout: Layout) -> tuple[np.ndarray, list[dict]]:
+    """The picture; keypoints, boxes and areas stay COCO's, the masks are what was drawn."""
+    background = draw_background(draws, layout.size)
+    people, sources = people_of_layout(draws, layout)
+    for _ in range(3):
+        picture, who = _compose(background, people, [])
+        counts = np.bincount((reduced(who) // PARTS).ravel(), minlength=len(people) + 1)[1:]
+        # Who would not be seen at all comes to the front.
+        order = sorted(range(len(people)), key=lambda i: counts[i] < LEAST_PIXELS)
+        if order == list(range(len(people))):
+            break
+        people, sources = [people[i] for i in order], [sources[i] for i in order]
+    joints = [joints_of(source) for source in sources]
+    visible = np.concatenate([k[k[:, 2] == 2, :2] for k in joints])
+    for number, (person, keypoints) in enumerate(zip(people, joints), start=1):
+        occluder = cover_hidden_joints(draws, person, number, keypoints, visible, who)
+        if occluder is not None:
+            occluder.paint(picture)
+            occluder.cut_out(who)
+    owners = reduced(who) // PARTS
+    annotations = []
+    for number, (person, source) in enumerate(zip(people, sources), start=1):
+        mask = owners == number
+        if mask.any():
+            annotation = _annotation(mask, source["keypoints"], person)
+            annotations.append({**annotation, "bbox": source["bbox"], "area": source["area"]})
+    return finish(draws, picture), annotations
 
 
 def _compose(
@@ -184,11 +227,12 @@ class _Task:
     index: int
     seed: int
     folder: str
+    layout: Layout | None
 
 
 def _draw_file(task: _Task) -> tuple[dict, list[dict]]:
     """Writes one PNG; its COCO image entry and annotations."""
-    image, annotations = draw_image(task.name, task.split, task.index, task.seed)
+    image, annotations = draw_image(task.name, task.split, task.index, task.seed, task.layout)
     number = task.index + 1
     file_name = f"{number:06d}.png"
     path = os.path.join(task.folder, file_name)
@@ -197,6 +241,8 @@ def _draw_file(task: _Task) -> tuple[dict, list[dict]]:
         raise ValueError(f"image {path} cannot be encoded as PNG")
     Path(path).write_bytes(data.tobytes())
     entry = {"id": number, "file_name": file_name}
+    if task.layout is not None:
+        entry["coco_image_id"] = task.layout.image_id
     return {**entry, "height": image.shape[0], "width": image.shape[1]}, annotations
 
 
@@ -208,6 +254,7 @@ def write_dataset(
     count: int | None = None,
     seed: int | None = None,
     workers: int = 1,
+    layouts: str | os.PathLike | None = None,
 ) -> tuple[dict, bool]:
     """Draws a split into `output`/<name>/<split> and .../annotations/<split>.json.
 
@@ -221,6 +268,8 @@ def write_dataset(
         count: number of images, None for the version's.
         seed: None for the version's.
         workers: processes.
+        layouts: folder of COCO annotations, for a dataset of COCO's layouts; None for the bundled
+            ones. With more images than layouts these are drawn again, with other people.
 
     Returns:
         the COCO content, and whether anything was drawn.
@@ -233,13 +282,22 @@ def write_dataset(
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
     dataset = DRAWN_DATASETS[name]
-    count = dataset.counts[split] if count is None else count
+    scenes: list[Layout] | list[None] = [None]
+    parameters: dict[str, str | int] = {"dataset": name, "split": split}
+    standard = dataset.counts[split]
+    if dataset.sample_people is None:
+        scenes, parameters["layouts"] = load_layouts(split, layouts)
+        # For testing each layout once: a few more pictures of the same poses measure nothing new.
+        standard = min(standard, len(scenes)) if split == "test" else standard
+    elif layouts is not None:
+        raise ValueError(f"{name} is not drawn from layouts: leave out --layouts")
+    count = standard if count is None else count
     seed = dataset.seed if seed is None else seed
     if count < 1 or workers < 1:
         raise ValueError(f"{count} images by {workers} processes: both must be 1 or more")
     folder = Path(output) / name / split
     json_file = Path(output) / name / "annotations" / f"{split}.json"
-    parameters = {"dataset": name, "split": split, "images": count, "seed": seed}
+    parameters.update(images=count, seed=seed)
     content = _complete(json_file, folder, parameters)
     if content is not None:
         return content, False
@@ -248,7 +306,9 @@ def write_dataset(
     folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob("*.png"):
         stale.unlink()
-    tasks = [_Task(name, split, i, seed, str(folder)) for i in range(count)]
+    tasks = [
+        _Task(name, split, i, seed, str(folder), scenes[i % len(scenes)]) for i in range(count)
+    ]
     images, annotations = [], []
     for image, people in _map(tasks, workers):
         images.append(image)
@@ -313,7 +373,8 @@ def measure_difficulty(content: dict) -> dict[str, float]:
         for i, person in enumerate(people):
             if "figure" in person:
                 figure = person["figure"]
-                cut.append(person["area"] <= 0.95 * figure["pixels"])
+                seen = mask_util.area(person["segmentation"])
+                cut.append(seen <= 0.95 * figure["pixels"])
                 heights.append(figure["height"])
                 largest.append(float(ious[i].max()))
     counts = [len(people) for people in per_image.values()]
