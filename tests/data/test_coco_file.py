@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
 
 from mpn_d2.data import load_pose_dicts
-from mpn_d2.data.coco_file import check_coco_file, people_only
+from mpn_d2.data.coco_file import (
+    CLIPPED,
+    NO_MASK_LEFT,
+    OUTSIDE,
+    POINTS_OUTSIDE,
+    SHORT,
+    UNLISTED,
+    CocoSummary,
+    check_coco_file,
+    people_only,
+)
+from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.evaluation import PersonSegEvaluator, PoseEvaluator
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -143,6 +156,69 @@ def test_null_keypoints_are_none(register_coco: Callable, keypoints: object) -> 
     evaluator = _evaluate(name)
     evaluator.reset()
     assert evaluator.evaluate()["keypoints"]["AP"] == 0
+
+
+def _noted(*annotations: dict, file: Path) -> CocoSummary:
+    file.write_text(json.dumps(_content(*annotations)))
+    return check_coco_file(file)
+
+
+def test_what_is_clipped_or_left_out_is_counted(tmp_path: Path) -> None:
+    """Images are 30 wide and 20 high; the first of each kind is named."""
+    joints = [4, 5, 2, 29.6, 5, 2, 4, -0.6, 1, 40, 40, 0] + [0] * 3 * (K - 4)
+    summary = _noted(
+        _annotation(1, bbox=[0.5, 0, 30.4, 20]),  # rounding
+        _annotation(2, bbox=[-3, 1, 8, 9]),
+        _annotation(3, bbox=[20, 1, 8, 29]),
+        _annotation(4, bbox=[30, 1, 8, 9]),
+        _annotation(5, bbox=[3, 1, 0, 9]),
+        _annotation(6, keypoints=joints),
+        _annotation(7, segmentation=[[1, 1, 9, 1, 9, 9], [1, 1, 2, 2], [1, 2, 3]]),
+        _annotation(8, image=2, segmentation=[[1, 1, 2, 2]]),
+        _annotation(9, image=77, bbox=[900, 900, 5, 5]),
+        _annotation(10, keypoints=[0] * 3 * K, num_keypoints=0),
+        _annotation(11, iscrowd=1),
+        file=tmp_path / "people.json",
+    )
+    assert (summary.images, summary.people, summary.labelled, summary.crowds) == (2, 10, 9, 1)
+    assert summary.notes == {
+        CLIPPED: (2, "annotation 2 of image 1"),
+        OUTSIDE: (2, "annotation 4 of image 1"),
+        POINTS_OUTSIDE: (2, "annotation 6 of image 1"),
+        SHORT: (3, "annotation 7 of image 1"),
+        NO_MASK_LEFT: (1, "annotation 8 of image 2"),
+        UNLISTED: (1, "annotation 9 of image 77"),
+    }
+    text = summary.describe()
+    assert text.startswith("2 images, 10 people (9 with keypoints, 1 without") and "\n" not in text
+    assert "2 boxes reach outside their image (clipped), first: annotation 2 of image 1" in text
+
+
+def test_what_is_counted_is_what_training_gets(
+    register_coco: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Through the mapper: outside people and joints are gone, boxes clipped; the log says so."""
+    name = register_coco(
+        _content(
+            _annotation(2, bbox=[-3, 1, 8, 9], segmentation=[[1, 1, 2, 2]]),
+            _annotation(4, bbox=[30, 1, 8, 9]),
+            _annotation(6, keypoints=[4, 5, 2, 30, 5, 2] + [0] * 3 * (K - 2)),
+        )
+    )
+    Image.new("RGB", (30, 20)).save(tmp_path / "1.jpg")
+    with caplog.at_level(logging.INFO, logger="mpn_d2"):
+        record = load_pose_dicts(name, is_train=True)[0]
+    (line,) = [r.getMessage() for r in caplog.records if name in r.getMessage()]
+    assert line.startswith(f"dataset {name}: 2 images, 3 people (3 with keypoints, 0 without")
+    for what in (CLIPPED, OUTSIDE, POINTS_OUTSIDE, SHORT, NO_MASK_LEFT):
+        assert f"; 1 {what}, first: annotation " in line
+    mapper = PoseDatasetMapper(
+        is_train=True, augmentations=[], image_format="BGR", skeleton=COCO, with_annotations=True
+    )
+    people = mapper(record)["instances"]
+    # Detectron2's loader leaves out the one without a polygon; it comes back, at the end.
+    assert people.gt_boxes.tensor.tolist() == [[6, 1, 14, 10], [0, 1, 5, 10]]
+    assert people.gt_keypoints.tensor[0, :2].tolist() == [[4.5, 5.5, 2], [0, 0, 0]]
 
 
 def _zoo(person: int = 3) -> dict:

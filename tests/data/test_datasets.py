@@ -7,11 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import BoxMode
 
 from mpn_d2.data import load_pose_dicts, register_pose_datasets
+from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.structures.skeleton import get_skeleton
 
 
@@ -117,6 +119,86 @@ def test_no_keypoints_is_an_error_for_training_only(make_dataset: Callable[..., 
     with pytest.raises(ValueError, match="no keypoints annotated"):
         load_pose_dicts(name, is_train=True)
     assert len(load_pose_dicts(name, is_train=False)) == 2
+    without = _person()
+    del without["keypoints"]
+    with pytest.raises(ValueError, match=r"no keypoints annotated.*person_keypoints_"):
+        load_pose_dicts(make_dataset({1: [without]}), is_train=True)
+
+
+def test_nobody_annotated_is_an_error_for_training_only(make_dataset: Callable[..., str]) -> None:
+    name = make_dataset({1: [], 2: []})
+    with pytest.raises(ValueError, match=rf"{name}: nobody is annotated, nothing to train on"):
+        load_pose_dicts(name, is_train=True, keep_empty=True)
+    assert [d["annotations"] for d in load_pose_dicts(name, is_train=False)] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "images"),
+    [
+        ("crowdpose_test", "crowdpose/json/crowdpose_test.json", "crowdpose/images"),
+        ("crowdpose_val", "crowdpose/annotations/mmpose_crowdpose_val.json", "crowdpose/images"),
+        ("ochuman_val", "OCHuman/ochuman_coco_format_val_range_0.00_1.00.json", "OCHuman/images"),
+        (
+            "ochuman_test",
+            "ochuman/annotations/ochuman_coco_format_test_range_0.00_1.00.json",
+            "ochuman/images",
+        ),
+    ],
+)
+def test_crowdpose_and_ochuman_by_name(
+    mpn_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    layout: str,
+    images: str,
+) -> None:
+    """The real samples in the layouts in use, from JSON to what the model gets."""
+    kind = name.partition("_")[0]
+    sample = mpn_data / "formats" / kind
+    (tmp_path / images).mkdir(parents=True)
+    for image in sample.glob("*.jpg"):
+        (tmp_path / images / image.name).symlink_to(image)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    try:
+        register_pose_datasets()
+        with pytest.raises(FileNotFoundError, match=rf"'{name}': annotation file {tmp_path}"):
+            load_pose_dicts(name, is_train=True)
+        (tmp_path / layout).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / layout).symlink_to(sample / f"test_{kind}.json")
+        register_pose_datasets()
+        dicts = load_pose_dicts(name, is_train=True)
+    finally:
+        monkeypatch.undo()
+        register_pose_datasets()
+
+    content = json.loads((sample / f"test_{kind}.json").read_text())
+    people = {a["id"]: a for a in content["annotations"]}
+    assert sum(len(d["annotations"]) for d in dicts) == len(people) == 5
+    skeleton = get_skeleton("crowdpose" if kind == "crowdpose" else "coco")
+    assert list(skeleton.keypoint_names) == content["categories"][0]["keypoints"]
+    mapper = PoseDatasetMapper(
+        is_train=True,
+        augmentations=[],
+        image_format="BGR",
+        skeleton=skeleton,
+        with_annotations=True,
+    )
+    found = [mapper(record) for record in dicts]
+    joints = torch.cat([r["instances"].gt_keypoints.tensor for r in found])
+    truth = torch.tensor([a["keypoints"] for a in content["annotations"]]).float().view(5, -1, 3)
+    # Not `num_keypoints`, which in CrowdPose's files leaves out head and neck.
+    assert sorted((joints[..., 2] > 0).sum(1).tolist()) == sorted(
+        (truth[..., 2] > 0).sum(1).tolist()
+    )
+    truth[..., :2] += 0.5
+    truth[truth[..., 2] == 0] = 0
+    for person in truth:  # images come in the order of their ids
+        assert (joints - person).abs().amax(dim=(1, 2)).min() < 1e-3
+    # OCHuman has masks; of CrowdPose's people without them, the pixels are not known.
+    has_mask = any(r["person_mask"].any() for r in found)
+    assert has_mask == (kind == "ochuman")
+    assert (2 in found[0]["ignore_mask"]) == (kind == "crowdpose")
 
 
 def test_images_left_out_while_training(make_dataset: Callable[..., str]) -> None:
