@@ -202,6 +202,29 @@ def test_crop_is_bilinear_sampling_at_cell_centres():
     assert person_grid.crop_heatmaps(maps, 4, [torch.zeros(0, 4)] * 2, SIZE).shape == (0, 3, 56, 36)
 
 
+def test_crop_of_an_integer_box_by_hand_and_its_gradient():
+    """Bilinear weights cell by cell; the crop is linear, so its gradient is the transpose."""
+    maps = torch.randn(1, 2, 10, 12, requires_grad=True)
+    size = (7, 5)
+    box = [8.0, 4.0, 40.0, 36.0]
+    crop = person_grid.crop_heatmaps(maps, 4, [torch.tensor([box])], size)
+    weights = torch.randn_like(crop)
+    want, gradient = torch.zeros(1, 2, *size), torch.zeros_like(maps)
+    for row in range(size[0]):
+        for column in range(size[1]):
+            # In cells of the map, whose values sit at the centres.
+            y = (box[1] + (row + 0.5) * (box[3] - box[1]) / size[0]) / 4 - 0.5
+            x = (box[0] + (column + 0.5) * (box[2] - box[0]) / size[1]) / 4 - 0.5
+            for i in (math.floor(y), math.floor(y) + 1):
+                for j in (math.floor(x), math.floor(x) + 1):
+                    share = (1 - abs(y - i)) * (1 - abs(x - j))
+                    want[0, :, row, column] += share * maps.detach()[0, :, i, j]
+                    gradient[0, :, i, j] += share * weights[0, :, row, column]
+    torch.testing.assert_close(crop, want, atol=1e-5, rtol=1e-4)
+    (crop * weights).sum().backward()
+    torch.testing.assert_close(maps.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
 def test_drawn_training_input_looks_like_the_crop_of_true_maps():
     box = torch.tensor([[20.0, 24.0, 92.0, 136.0]])
     points = torch.tensor([[[[51.0, 81.0]]]])

@@ -101,6 +101,17 @@ def test_loss_equals_slow_cross_entropy_and_is_finite_at_the_ends():
     assert ends.item() == pytest.approx(-np.log(1e-7), rel=0.02)
 
 
+@pytest.mark.parametrize("softmax", ["channel", "global", "slice17"])
+def test_training_loss_of_each_softmax_equals_the_slow_one(softmax):
+    network = small_network(softmax=softmax, num_hidden=1, residual=True)
+    grids, labels = torch.rand(3, *SHAPE) * 4, torch.rand(3, *SHAPE) * 0.04
+    total = 0.0
+    for grid, label in zip(grids.numpy(), labels.numpy()):
+        p = np.clip(slow_network(network, grid, True, softmax), 1e-7, 1 - 1e-7)
+        total += np.sum(-(label * np.log(p) + (1 - label) * np.log(1 - p)))
+    assert network.loss(grids, labels).item() == pytest.approx(total / labels.numel(), rel=1e-5)
+
+
 def test_loss_in_lower_precision_is_float32():
     network = small_network()
     grids, label = torch.rand(2, *SHAPE), torch.rand(2, *SHAPE) * 0.04
