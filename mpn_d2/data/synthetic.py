@@ -38,7 +38,6 @@ from mpn_d2.data.drawn_people import PARTS, SCALE, paint, reduced, seen_joints
 from mpn_d2.data.drawn_pose import SKELETON
 from mpn_d2.data.drawn_random import Draws
 from mpn_d2.data.drawn_scenes import draw_background, finish
-from mpn_d2.utils.files import write_text_atomically
 
 SPLITS = ("train", "test")
 PERSON_CATEGORY = 1
@@ -328,7 +327,10 @@ def write_dataset(
             }
         ],
     }
-    write_text_atomically(json_file, json.dumps(content))
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    partial = json_file.with_name(f"{json_file.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(content), encoding="utf-8")
+    os.replace(partial, json_file)  # whole or not at all
     return content, True
 
 
