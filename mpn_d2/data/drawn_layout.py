@@ -134,7 +134,7 @@ def from_back_to_front(people: list[Person]) -> list[Person]:
 
 
 def sample_groups(draws: Draws, size: tuple[int, int]) -> list[Person]:
-    """1 to 8 people, half of them beside or behind somebody; a tenth without keypoints."""
+    """1 to 8 people, many of them beside or behind somebody; a tenth without keypoints."""
     weights = {1: 0.06, 2: 0.14, 3: 0.2, 4: 0.2, 5: 0.16, 6: 0.11, 7: 0.07, 8: 0.06}
     count = draws.weighted(weights)
     base = draws.uniform(56, 270 if count < 5 else 200)
@@ -142,7 +142,7 @@ def sample_groups(draws: Draws, size: tuple[int, int]) -> list[Person]:
     if count >= 4 and draws.chance(0.12):
         people += _crowd(draws, size)
     for _ in range(count - len(people)):
-        partner = draws.choice(people) if people and draws.chance(0.8) else None
+        partner = draws.choice(people) if people and draws.chance(0.4) else None
         if partner is not None and partner.kind == "crowd":
             partner = None
         if partner is not None:
@@ -192,8 +192,8 @@ def _placed(
     tall, wide = person.outline.shape
     for _ in range(8):
         if partner is None:
-            x = draws.uniform(-0.05 * width, 1.05 * width)
-            bottom = draws.uniform(min(0.95 * tall, height), height + 0.3 * tall)
+            x = draws.uniform(0.05 * width, 0.95 * width)
+            bottom = draws.uniform(min(tall, height), height + 0.1 * tall)
         else:
             x1, _, x2, y2 = partner.box
             offset = draws.uniform(*offsets) * draws.choice((-1, 1))

@@ -34,8 +34,8 @@ from mpn_d2.data.drawn_layout import (
     sample_groups,
     sample_occluders,
 )
-from mpn_d2.data.drawn_people import PARTS, SCALE, paint, reduced, seen_joints
-from mpn_d2.data.drawn_pose import SKELETON
+from mpn_d2.data.drawn_people import PARTS, SCALE, face_normals, paint, reduced, seen_joints
+from mpn_d2.data.drawn_pose import JOINT, SKELETON
 from mpn_d2.data.drawn_random import Draws
 from mpn_d2.data.drawn_scenes import draw_background, finish
 
@@ -181,11 +181,16 @@ def _annotate(people: list[Person], who: np.ndarray) -> tuple[list[dict], set[in
 
 
 def _keypoints(person: Person, number: int, who: np.ndarray) -> list[float]:
-    """x, y, v of all joints, in pixel indices as COCO stores them."""
-    shown = seen_joints(person.figure, number, who)
+    """x, y, v of all joints, in pixel indices as COCO stores them.
+
+    Points of a face that the head itself hides are not labelled, as in COCO.
+    """
+    figure = person.figure
+    shown = seen_joints(figure, number, who)
+    away = {JOINT[n] for n, faces in face_normals(figure.head_axes).items() if not faces}
     keypoints: list[float] = []
-    for (x, y), is_shown in zip(person.figure.joints, shown):
-        if 0 <= x < who.shape[1] / SCALE and 0 <= y < who.shape[0] / SCALE:
+    for i, ((x, y), is_shown) in enumerate(zip(figure.joints, shown)):
+        if i not in away and 0 <= x < who.shape[1] / SCALE and 0 <= y < who.shape[0] / SCALE:
             keypoints += [round(float(x) - 0.5, 4), round(float(y) - 0.5, 4), 2 if is_shown else 1]
         else:
             keypoints += [0, 0, 0]
