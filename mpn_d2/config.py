@@ -186,6 +186,9 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.LOSS.MASK_SEG = True
     # Weight of the person mask channel, a heatmap channel's being 1. [paper: 1]
     cfg.MODEL.LOSS.MASK_WEIGHT = 1.0
+    # Extra weight of a heatmap cell, times its target: peaks are few, and a network from scratch
+    # learns long to predict nothing first. [paper: 0]
+    cfg.MODEL.LOSS.PEAK_WEIGHT = 0.0
 
     cfg.MODEL.PEAKS = CN()
     # Heatmap values up to this are no candidates. [LM: 0.1]

@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data.detection_utils import read_image
 
 from mpn_d2.data.datasets import load_pose_dicts
+from mpn_d2.data.image_file import read_pose_image
 from mpn_d2.engine.checkpoint import TAG
 from mpn_d2.engine.predictor import ImagePredictor
 from mpn_d2.engine.stages import FINAL
@@ -51,7 +51,7 @@ def drawn_predictions(
     predictor = ImagePredictor(cfg, weights)
     skeleton = get_skeleton(cfg.MODEL.SKELETON)
     for record in load_pose_dicts([dataset], is_train=False)[:first]:
-        image = read_image(record["file_name"], format="RGB")
+        image = read_pose_image(record["file_name"], "RGB")
         result = predictor([image])[0]
         picture = draw_people(
             image,

@@ -29,7 +29,8 @@ class HeatmapTargets:
     Attributes:
         maps: (N, K + 1, H, W) Gaussians, then the person mask, in [0, 1].
         loss_mask: (N, K + 1, H, W) W of the paper: 0 in the ignore region, 1 elsewhere and on
-            the padding; the mask channel is scaled by its weight.
+            the padding; heatmap cells times 1 + peak_weight * target, the mask channel times its
+            weight.
     """
 
     maps: torch.Tensor
@@ -53,6 +54,7 @@ class HeatmapHead(nn.Module):
         final_weight: float = 1.0,
         mask_seg: bool = True,
         mask_weight: float = 1.0,
+        peak_weight: float = 0.0,
         sigma: float = 7.0,
         cut: float = 0.01,
         merge: str = "max",
@@ -68,6 +70,7 @@ class HeatmapHead(nn.Module):
             intermediate_weight, final_weight: loss weights; 0 intermediate drops its layers.
             mask_seg: the ignore region also masks the person mask channel.
             mask_weight: weight of the person mask channel, a heatmap channel's being 1.
+            peak_weight: extra weight of a heatmap cell whose target is 1; 0 weighs all cells alike.
             sigma, cut, merge: Gaussian targets, see MODEL.TARGET.
             peak_thresh, max_per_type: peaks, see MODEL.PEAKS.
         """
@@ -84,6 +87,7 @@ class HeatmapHead(nn.Module):
         self.final_weight = final_weight
         self.mask_seg = mask_seg
         self.mask_weight = mask_weight
+        self.peak_weight = peak_weight
         self.sigma, self.cut, self.merge = sigma, cut, merge
         self.peak_thresh, self.max_per_type = peak_thresh, max_per_type
 
@@ -104,6 +108,7 @@ class HeatmapHead(nn.Module):
             "final_weight": cfg.MODEL.KP_SUBNET.FINAL_WEIGHT,
             "mask_seg": cfg.MODEL.LOSS.MASK_SEG,
             "mask_weight": cfg.MODEL.LOSS.MASK_WEIGHT,
+            "peak_weight": cfg.MODEL.LOSS.PEAK_WEIGHT,
             "sigma": cfg.MODEL.TARGET.SIGMA,
             "cut": cfg.MODEL.TARGET.CUT,
             "merge": cfg.MODEL.TARGET.MERGE,
@@ -160,7 +165,8 @@ class HeatmapHead(nn.Module):
         ignore = _pad_and_stack(ignore_masks, size)
         keep = (ignore != 1).to(heatmaps).expand(-1, self.num_keypoints, -1, -1)
         keep_mask = ((ignore == 0) if self.mask_seg else (ignore != 2)).to(heatmaps)
-        loss_mask = torch.cat([keep, self.mask_weight * keep_mask], dim=1)
+        weight = keep * (1 + self.peak_weight * heatmaps)
+        loss_mask = torch.cat([weight, self.mask_weight * keep_mask], dim=1)
         return HeatmapTargets(maps=torch.cat([heatmaps, person], dim=1), loss_mask=loss_mask)
 
     def losses(self, outputs: HeatmapOutputs, targets: HeatmapTargets) -> dict[str, torch.Tensor]:
