@@ -66,7 +66,7 @@ class DrawnDataset:
 DRAWN_DATASETS = {
     d.name: d
     for d in (
-        DrawnDataset("drawn-v1", 1, 1, {"train": 4000, "test": 200}, sample_groups),
+        DrawnDataset("drawn-v1", 1, 1, {"train": 8000, "test": 200}, sample_groups),
         DrawnDataset("drawn-crowd-v1", 2, 1, {"train": 4000, "test": 200}, sample_dense_groups),
         DrawnDataset("drawn-coco-v1", 3, 1, {"train": 4000, "test": TEST_IMAGES}, None),
     )
