@@ -126,6 +126,28 @@ def test_normaliser_has_no_memory(paper_config, sample):
     assert model._mean_over_processes(0) == 1
 
 
+@pytest.mark.parametrize("shares", [(0, 0), (1, 0), (0, 3), (5, 2)])
+def test_normaliser_of_processes_is_that_of_the_whole_batch(paper_config, monkeypatch, shares):
+    model, _ = build(paper_config, ["person"])
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x.fill_(sum(shares)))
+    # DDP's mean over two processes of sums 10 and 4.
+    mean = sum(total / model._mean_over_processes(n) for total, n in zip((10, 4), shares)) / 2
+    assert mean == pytest.approx(14 / max(sum(shares), 1))
+
+
+def test_validation_keeps_no_graph(paper_config, sample):
+    """Inside no_grad the trunk of a part that trains works without gradients too."""
+    model, cfg = build(paper_config, ["keypoint"])
+    seen = []
+    model.backbone.bottom_up.register_forward_hook(lambda m, x, out: seen.append(out["res5"]))
+    with EventStorage():
+        model.train()(batch(cfg, sample[:1]))
+        with torch.no_grad():
+            model(batch(cfg, sample[:1]))
+    assert [x.requires_grad for x in seen] == [True, False]
+
+
 def test_person_losses_are_means_over_positive_anchors(paper_config, sample):
     # Twice the same image: twice the sums, twice the positives, the same loss.
     model, cfg = build(paper_config, ["person"])

@@ -168,7 +168,8 @@ class MultiPoseNet(RetinaNet):
         _require_training_fields(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
-        with torch.set_grad_enabled("keypoint" in self.train_parts):
+        # Never on inside no_grad (the validation loss).
+        with torch.set_grad_enabled(torch.is_grad_enabled() and "keypoint" in self.train_parts):
             features = self.backbone.bottom_up(images.tensor)
         pyramid = self.backbone.pyramids(
             features,
@@ -278,13 +279,14 @@ class MultiPoseNet(RetinaNet):
         return 1.0
 
     def _mean_over_processes(self, positives: int) -> float:
-        """Positive anchors over all processes per process, at least 1: the loss normaliser."""
-        mean = float(positives)
-        if comm.get_world_size() > 1:
-            total = torch.tensor(mean, device=self.device)
+        """Positive anchors of all processes, at least 1, per process: the loss normaliser.
+
+        The mean over processes (DDP) is then what one process finds on the whole batch.
+        """
+        total, world = torch.tensor(float(positives), device=self.device), comm.get_world_size()
+        if world > 1:
             torch.distributed.all_reduce(total)
-            mean = total.item() / comm.get_world_size()
-        return max(mean, 1.0)
+        return max(total.item(), 1.0) / world
 
     # --------------------------------------------------------------- inference
 
