@@ -16,7 +16,8 @@ from detectron2.utils import comm
 from torch import nn
 
 # What torchrun tells each process that it starts.
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+_TORCHRUN = (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT")
 
 
 def run_in_processes(main: Callable[[Namespace], None], args: Namespace) -> None:
@@ -27,14 +28,10 @@ def run_in_processes(main: Callable[[Namespace], None], args: Namespace) -> None
         args: with Detectron2's num_gpus, num_machines, machine_rank and dist_url.
 
     Raises:
-        ValueError: more processes than this machine has GPUs, or without any, cores.
+        ValueError: more processes than this machine has GPUs, or without any, cores; an
+            environment that describes several processes in part or wrongly.
     """
-    if all(name in os.environ for name in _TORCHRUN):
-        if args.num_gpus > 1 or args.num_machines > 1:
-            raise ValueError(
-                "started by torchrun, which says how many processes and machines there are: "
-                "leave out --num-gpus and --num-machines"
-            )
+    if _started_by_torchrun(args):
         _join_torchrun()
         main(args)
         if torch.distributed.is_initialized():
@@ -71,10 +68,41 @@ def _main_of_process(main: Callable[[Namespace], None], args: Namespace) -> None
         torch.distributed.destroy_process_group()
 
 
+def _started_by_torchrun(args: Namespace) -> bool:
+    """Whether the environment describes this process as one of torchrun's; see run_in_processes."""
+    launched = args.num_gpus > 1 or args.num_machines > 1
+    missing = [name for name in _TORCHRUN if name not in os.environ]
+    if not missing and launched:
+        raise ValueError(
+            "started by torchrun, which says how many processes and machines there are: "
+            "leave out --num-gpus and --num-machines"
+        )
+    if missing and not launched and os.environ.get("WORLD_SIZE", "1") != "1":
+        # Each process would train alone and write over the others' files.
+        raise ValueError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} not set: start "
+            "with torchrun or --num-gpus, or unset WORLD_SIZE"
+        )
+    return not missing
+
+
+def _torchrun_numbers() -> tuple[int, int, int, int]:
+    """RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE; a ValueError if they contradict."""
+    found = {name: os.environ[name] for name in _NUMBERS}
+    if all(value.isdecimal() for value in found.values()):
+        rank, world, local_rank, local_world = map(int, found.values())
+        if rank < world and local_rank < local_world and world % local_world == 0:
+            return rank, world, local_rank, local_world
+    raise ValueError(
+        f"{', '.join(f'{name}={value}' for name, value in found.items())} do not fit together: "
+        "start with torchrun, or unset them"
+    )
+
+
 def _join_torchrun() -> None:
     """Joins the process group that the environment describes, as Detectron2's launch does."""
-    world, local_world = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
-    local_rank, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    _, world, local_rank, local_world = _torchrun_numbers()
+    gpus = torch.cuda.device_count()
     if gpus and local_world > gpus:
         raise ValueError(
             f"torchrun --nproc_per_node {local_world}, but PyTorch sees {gpus} GPUs here: start "

@@ -209,6 +209,40 @@ def test_torchrun_and_num_gpus_exclude_each_other(monkeypatch):
         run_in_processes(print, Namespace(num_gpus=2, num_machines=1))
 
 
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+TORCHRUN |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+WRONG = {
+    "LOCAL_RANK": (None, "WORLD_SIZE is 4, but LOCAL_RANK not set: start with torchrun"),
+    "MASTER_PORT": (None, "WORLD_SIZE is 4, but MASTER_PORT not set"),
+    "RANK": ("4", "RANK=4, WORLD_SIZE=4, .* do not fit together"),
+    "WORLD_SIZE": ("two", "WORLD_SIZE=two, .* do not fit together"),
+    "LOCAL_WORLD_SIZE": ("3", "LOCAL_WORLD_SIZE=3 do not fit together"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_an_environment_that_is_not_whole_is_named(name, monkeypatch):
+    """No process goes on alone, writing over the files of the others."""
+    value, message = WRONG[name]
+    for key, given in {**TORCHRUN, name: value}.items():
+        monkeypatch.delenv(key, raising=False)
+        if given is not None:
+            monkeypatch.setenv(key, given)
+    args = Namespace(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto")
+    with pytest.raises(ValueError, match=message):
+        run_in_processes(pytest.fail, args)
+
+
+def test_a_cluster_that_tells_of_one_process_runs_one(monkeypatch):
+    for key in TORCHRUN:
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    seen = []
+    args = Namespace(num_gpus=1, num_machines=1, machine_rank=0, dist_url="auto")
+    run_in_processes(seen.append, args)
+    assert seen == [args]
+
+
 def test_gpus_or_cores_are_counted(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     check_processes(1)
