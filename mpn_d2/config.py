@@ -282,7 +282,8 @@ def _add_data_keys(cfg: CN) -> None:
 
 
 def _add_engine_keys(cfg: CN) -> None:
-    # Optimiser: adam [paper] | sgd (Detectron2's).
+    # Optimiser: adam [paper] | sgd (Detectron2's). With either, Detectron2's
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE knows full_model too: one norm over all gradients.
     cfg.SOLVER.OPTIMIZER = "adam"
     # Newest checkpoints of every SOLVER.CHECKPOINT_PERIOD that are kept, 0 for all. [ours]
     cfg.SOLVER.CHECKPOINT_KEEP = 2

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from mpn_d2.engine.loop import AMP_DTYPES
+from mpn_d2.engine.optimizer import CLIP_TYPES
 from mpn_d2.engine.plateau import check_plateau
 
 # What Detectron2's and PyTorch's constructors raise at values that they cannot use.
@@ -61,6 +62,12 @@ def check_training_config(cfg: CfgNode) -> None:
     if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
         raise ValueError(
             f"SOLVER.EMA.DECAY is {cfg.SOLVER.EMA.DECAY}: it must be 0 (off) or below 1"
+        )
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE not in CLIP_TYPES:
+        raise ValueError(
+            f"SOLVER.CLIP_GRADIENTS.CLIP_TYPE is {clip.CLIP_TYPE!r}; choose one of "
+            + ", ".join(CLIP_TYPES)
         )
     _check_precision(cfg)
     check_plateau(cfg)

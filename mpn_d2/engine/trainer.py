@@ -13,8 +13,6 @@ from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
-from detectron2.solver import build_optimizer as build_sgd
-from detectron2.solver.build import get_default_optimizer_params, maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
 from torch import nn
@@ -27,14 +25,13 @@ from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.hooks import add_long_run_hooks, build_event_writers
 from mpn_d2.engine.loop import build_training_loop
+from mpn_d2.engine.optimizer import build_pose_optimizer
 from mpn_d2.engine.plateau import LOSS, PlateauMultiplier, build_scheduler, shared_metric
 from mpn_d2.engine.processes import broadcast_buffers, share_among_processes
 from mpn_d2.engine.validation import validation_loss
 from mpn_d2.evaluation import build_evaluator, drop_missing
 
 logger = logging.getLogger(__name__)
-
-OPTIMIZERS = ("adam", "sgd")
 
 
 class PoseTrainer(DefaultTrainer):
@@ -85,27 +82,7 @@ class PoseTrainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Adam (paper section 3.4) or Detectron2's SGD over the parameters that train."""
-        if not any(p.requires_grad for p in model.parameters()):
-            raise ValueError(
-                f"nothing to train: MODEL.TRAIN_PARTS {list(cfg.MODEL.TRAIN_PARTS)} has no "
-                f"parameters (MODEL.ASSEMBLER.EVIDENCE {cfg.MODEL.ASSEMBLER.EVIDENCE!r})"
-            )
-        if cfg.SOLVER.OPTIMIZER == "sgd":
-            return build_sgd(cfg, model)
-        if cfg.SOLVER.OPTIMIZER != "adam":
-            raise ValueError(
-                f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; choose one of "
-                + ", ".join(OPTIMIZERS)
-            )
-        params = get_default_optimizer_params(
-            model,
-            base_lr=cfg.SOLVER.BASE_LR,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-            weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        )
-        adam = maybe_add_gradient_clipping(cfg, torch.optim.Adam)
-        return adam(params, lr=cfg.SOLVER.BASE_LR)
+        return build_pose_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:

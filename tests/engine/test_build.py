@@ -39,6 +39,9 @@ TRAINING_MISTAKES = {
     "SOLVER.AMP.DTYPE half": r"SOLVER\.AMP\.DTYPE is 'half'; choose one of bfloat16, float16",
     "SOLVER.ACCUMULATION 0": r"SOLVER\.ACCUMULATION is 0",
     "SOLVER.IMS_PER_BATCH 4 SOLVER.ACCUMULATION 3": r"IMS_PER_BATCH is 4: .*ACCUMULATION 3",
+    "SOLVER.CLIP_GRADIENTS.ENABLED True SOLVER.CLIP_GRADIENTS.CLIP_TYPE model": (
+        r"CLIP_GRADIENTS\.CLIP_TYPE is 'model'; choose one of value, norm, full_model"
+    ),
     "SOLVER.EMA.DECAY 1.0": r"SOLVER\.EMA\.DECAY is 1\.0: it must be 0 \(off\) or below 1",
 }
 

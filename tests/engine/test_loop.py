@@ -195,6 +195,25 @@ def test_clipping_works_with_adam(enabled, paper_config):
     assert not torch.equal(model.layer.weight, before)
 
 
+@pytest.mark.parametrize("name", ["adam", "sgd"])
+def test_clipping_by_the_norm_of_the_whole_model(name, paper_config):
+    options = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"]
+    options += ["full_model", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.01"]
+    cfg = paper_config("quick/demo.yaml", [*options, "SOLVER.OPTIMIZER", name])
+    model, plain = Regression(), Regression()
+    optimizer = PoseTrainer.build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.Adam if name == "adam" else torch.optim.SGD)
+    # Of two micro-batches: what is clipped is their sum.
+    run(model, [samples(4)], optimizer=optimizer, accumulation=2)
+    sum(plain(samples(4)).values()).backward()
+    wanted = torch.cat([p.grad.flatten() for p in plain.parameters()])
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert wanted.norm() > 1
+    # One factor for all: the direction stays.
+    torch.testing.assert_close(found, wanted / wanted.norm() * 0.01, rtol=1e-4, atol=1e-7)
+    assert not torch.equal(model.layer.weight, plain.layer.weight)
+
+
 def test_dropout_depends_on_the_iteration_alone():
     batches = [samples(6, seed) for seed in range(4)]
     whole = Regression(dropout=0.5)
