@@ -72,8 +72,9 @@ def complete(content: dict, person_id: int, path: str | os.PathLike) -> bool:
             changed = True
     for category in content["categories"]:
         edges, names = category.get("skeleton"), category.get("keypoints")
-        if category["id"] == person_id and edges and names:
-            kept = [edge for edge in edges if all(1 <= end <= len(names) for end in edge)]
+        if category["id"] == person_id and isinstance(edges, list) and isinstance(names, list):
+            ends = range(1, len(names) + 1)
+            kept = [e for e in edges if isinstance(e, list) and all(end in ends for end in e)]
             changed = changed or len(kept) < len(edges)
             category["skeleton"] = kept
     return changed

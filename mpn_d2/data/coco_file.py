@@ -18,6 +18,9 @@ from mpn_d2.data.annotation_cache import cache_folder, complete, read_json, stor
 PERSON = "person"
 # Files give rounded boxes; one that reaches this far outside its image (pixels) is as it should be.
 _SLACK = 1.0
+# Boxes and polygons that reach further (pixels) are mistakes; pycocotools would walk all the way.
+_FAR = 1e5
+_TOO_FAR = f"it must lie within {_FAR:,.0f} pixels: give the pixels of its image"
 # What is counted, by the words that the log has for it.
 CLIPPED = "boxes reach outside their image (clipped)"
 OUTSIDE = "boxes have no area inside their image (left out of training)"
@@ -180,6 +183,9 @@ def _check_images(images: list[dict], path: str) -> None:
         for key in ("id", "file_name", "width", "height"):
             if image.get(key) is None:
                 raise ValueError(f"{where} has no {key!r}: add it, Detectron2 needs it")
+        _check_id(image, "id", where)
+        if not isinstance(image["file_name"], str):
+            raise ValueError(f"{where} has file_name {image['file_name']!r}: a text is needed")
         size = [image["width"], image["height"]]
         if not _are_numbers(size) or min(size) <= 0:
             raise ValueError(f"{where} has width and height {size}: give its size in pixels")
@@ -189,6 +195,8 @@ def _check_images(images: list[dict], path: str) -> None:
         if image["id"] in seen:
             raise ValueError(f"{where} is there twice: give each image an id of its own")
         seen.add(image["id"])
+    if len({isinstance(number, str) for number in seen}) > 1:
+        raise ValueError(f"{path}: some image ids are texts, others numbers: give all the same")
 
 
 def _categories(content: dict, path: str) -> dict[int, str]:
@@ -198,8 +206,10 @@ def _categories(content: dict, path: str) -> dict[int, str]:
         raise ValueError(
             f'{path} has no categories: add "categories": [{{"id": 1, "name": "{PERSON}"}}]'
         )
-    if any(c.get("id") is None or c.get("name") is None for c in categories):
+    if any(c.get("id") is None or not isinstance(c.get("name"), str) for c in categories):
         raise ValueError(f"{path}: a category has no 'id' or no 'name': add it")
+    for category in categories:
+        _check_id(category, "id", f"{path}: category {category['name']!r}")
     if len({c["id"] for c in categories}) < len(categories):
         raise ValueError(f"{path}: two categories have one id: give each an id of its own")
     return {c["id"]: c["name"] for c in categories}
@@ -213,6 +223,7 @@ def _check_annotations(annotations: list[dict], categories: dict[int, str], path
         for key in ("id", "image_id", "category_id"):
             if annotation.get(key) is None:
                 raise ValueError(f"{where} has no {key!r}: add it")
+            _check_id(annotation, key, where)
         # COCO 2014's own minival files hold some twice; Detectron2 takes them too.
         if annotation["id"] in seen and "minival" not in path:
             raise ValueError(f"{where} is there twice: give each annotation an id of its own")
@@ -240,8 +251,9 @@ def _check_people(people: list[dict], images: list[dict], path: str) -> dict:
     for annotation in people:
         where = f"{path}: {_where(annotation)}"
         _check_box(annotation.get("bbox"), where)
+        _check_area_and_crowd(annotation, where)
         image_id, keypoints = annotation["image_id"], annotation.get("keypoints")
-        if keypoints:
+        if keypoints not in (None, []):
             count = _check_keypoints(keypoints, count, where)
         if annotation.get("iscrowd", 0):
             crowds += 1
@@ -279,6 +291,16 @@ def _check_box(box: object, where: str) -> None:
             f"{where} has bbox {box!r}: give four finite numbers x, y, width, height, "
             "no size negative"
         )
+    if max(abs(box[0]), abs(box[1]), abs(box[0] + box[2]), abs(box[1] + box[3])) > _FAR:
+        raise ValueError(f"{where} has bbox {box!r}: {_TOO_FAR}")
+
+
+def _check_area_and_crowd(annotation: dict, where: str) -> None:
+    area, crowd = annotation.get("area"), annotation.get("iscrowd")
+    if area is not None and not (_are_numbers([area]) and area >= 0):
+        raise ValueError(f"{where} has area {area!r}: give square pixels, or leave it out")
+    if crowd not in (None, 0, 1):
+        raise ValueError(f"{where} has iscrowd {crowd!r}: give 0 (one person) or 1 (a crowd)")
 
 
 def _check_keypoints(keypoints: object, count: int | None, where: str) -> int:
@@ -311,6 +333,15 @@ def _check_mask(segmentation: object, size: tuple[int, int] | None, where: str) 
                 f"{where} has an RLE mask of size {list(mask_size)} (height, width) in an image "
                 f"of {list(size[::-1])}: give the mask the size of its image"
             )
+        if isinstance(counts, list) and not (
+            _are_numbers(counts)
+            and min(counts, default=0) >= 0
+            and sum(counts) <= mask_size[0] * mask_size[1]
+        ):
+            raise ValueError(
+                f"{where} has an RLE mask whose counts are not lengths of runs in its "
+                f"{mask_size[0]:g} x {mask_size[1]:g} pixels: encode it anew"
+            )
         return 0
     if not segmentation:
         return 0
@@ -320,6 +351,8 @@ def _check_mask(segmentation: object, size: tuple[int, int] | None, where: str) 
         )
     if not all(map(_are_numbers, segmentation)):
         raise ValueError(f"{where} has a polygon that is no list of finite numbers x, y, ...")
+    if any(polygon and max(max(polygon), -min(polygon)) > _FAR for polygon in segmentation):
+        raise ValueError(f"{where} has a polygon with a point too far away: {_TOO_FAR}")
     # As Detectron2's loader, which takes the others.
     return sum(len(polygon) < 6 or len(polygon) % 2 != 0 for polygon in segmentation)
 
@@ -349,8 +382,13 @@ def _are_numbers(values: object, count: int | None = None) -> bool:
     try:
         right = count is None or len(values) == count
         return right and all(map(math.isfinite, values))
-    except TypeError:
+    except (TypeError, OverflowError):
         return False
+
+
+def _check_id(entry: dict, key: str, where: str) -> None:
+    if not isinstance(entry[key], int | float | str):
+        raise ValueError(f"{where} has {key} {entry[key]!r}: a number or a text is needed")
 
 
 def _where(annotation: dict, place: int | None = None) -> str:

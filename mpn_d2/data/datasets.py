@@ -190,6 +190,10 @@ def load_pose_dicts(
     if min_keypoints_per_image > 0:
         dicts = filter_images_with_few_keypoints(dicts, min_keypoints_per_image)
     if not dicts:
+        if min_keypoints_per_image == 0:
+            raise ValueError(
+                f"dataset {', '.join(names)}: all who are annotated are crowds, nothing to train on"
+            )
         raise ValueError(
             f"dataset {', '.join(names)}: no image has {min_keypoints_per_image} labelled "
             "keypoints: lower INPUT.MIN_KEYPOINTS_PER_IMAGE"
@@ -257,7 +261,12 @@ def _in_datasets(path: str) -> str:
 
 
 def _load_coco(name: str, json_file: str, image_root: str) -> list[dict]:
-    return load_coco_json(check_coco_file(json_file).file, image_root, name)
+    """People alone, of class 0, whatever the file calls them and holds beside them."""
+    summary = check_coco_file(json_file)
+    # Not under its name: Detectron2 would note the file's categories there, against "person".
+    dicts = load_coco_json(summary.file, image_root)
+    MetadataCatalog.get(name).thing_dataset_id_to_contiguous_id = {summary.person_id: 0}
+    return [_with_people_alone(record, summary.person_id) for record in dicts]
 
 
 def _load_one(name: str) -> list[dict]:

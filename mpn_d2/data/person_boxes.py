@@ -68,7 +68,8 @@ def _outline(annotation: dict, box: np.ndarray, image_size: tuple[int, int]) -> 
             return points
     radii, middle = (box[2:] - box[:2]) / 2, (box[2:] + box[:2]) / 2
     ellipse = middle + radii * np.column_stack([np.cos(_ELLIPSE_ANGLES), np.sin(_ELLIPSE_ANGLES)])
-    joints = np.asarray(annotation.get("keypoints") or [], dtype=np.float64).reshape(-1, 3)
+    keypoints = annotation.get("keypoints")
+    joints = np.asarray([] if keypoints is None else keypoints, dtype=np.float64).reshape(-1, 3)
     labelled = joints[joints[:, 2] > 0, :2]
     inside = ((labelled >= box[:2]) & (labelled <= box[2:])).all(axis=1)
     return np.concatenate([ellipse, labelled[inside]])

@@ -97,12 +97,13 @@ def _pairs(value: object, where: str) -> tuple[tuple[str, str], ...]:
 
 
 def _check_sides(names: tuple[str, ...], pairs: tuple[tuple[str, str], ...], path: Path) -> None:
-    """A forgotten pair would teach both sides as one, without any error later."""
-    paired = {name for pair in pairs for name in pair}
+    """A forgotten or wrong pair would teach both sides as one, without any error later."""
+    paired = {frozenset(pair) for pair in pairs}
     for name in names:
         for side, opposite in _SIDES:
             partner = opposite + name.removeprefix(side)
-            if name.startswith(side) and partner in names and name not in paired:
+            pair = frozenset((name, partner))
+            if name.startswith(side) and partner in names and pair not in paired:
                 raise ValueError(
                     f"{path}: {name!r} and {partner!r} are no pair in flip_pairs: add them"
                 )

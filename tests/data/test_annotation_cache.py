@@ -60,7 +60,7 @@ def test_what_is_missing_is_added_to_the_copy_alone(tmp_path: Path, packed: bool
     first = content["annotations"][0]
     del first["area"], first["iscrowd"], first["num_keypoints"]
     content["annotations"][1]["area"] = None
-    content["categories"][0]["skeleton"] += [[0, 1], [3, COCO.num_keypoints + 1]]
+    content["categories"][0]["skeleton"] += [[0, 1], [3, COCO.num_keypoints + 1], ["a", 1], None]
     path = _write(tmp_path / ("a.json.gz" if packed else "a.json"), content)
     before = Path(path).read_bytes()
     copied = check_coco_file(path).file

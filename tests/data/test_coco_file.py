@@ -123,6 +123,30 @@ FAULTS = {
     "no width": (_image_without("width"), r"image 2 has no 'width'"),
     "no height": (_image_without("height"), r"image 2 has no 'height'"),
     "no file name": (_image_without("file_name"), r"image 2 has no 'file_name'"),
+    "box far away": (_second(bbox=[1, 2, 2e5, 4]), r"annotation 12 .*bbox .*: it must lie within"),
+    "polygon far away": (
+        _second(segmentation=[[1, 1, 9, 1, 9, -1e9]]),
+        r"annotation 12 .*polygon .*: it must lie within 100,000 pixels: give the pixels of its im",
+    ),
+    "beyond floats": (_second(bbox=[1, 2, 10**400, 4]), r"annotation 12 .*give four finite"),
+    "area": (_second(area=float("nan")), r"annotation 12 .*area nan: give square pixels"),
+    "negative area": (_second(area=-1), r"annotation 12 .*area -1: give square pixels"),
+    "text for area": (_second(area="40"), r"annotation 12 .*area '40': give square pixels"),
+    "crowd of two": (_second(iscrowd=2), r"annotation 12 .*iscrowd 2: give 0 .* or 1"),
+    "keypoints 0": (_second(keypoints=0), r"annotation 12 .*keypoints that are no list"),
+    "RLE runs too long": (
+        _second(segmentation={"size": [20, 30], "counts": [300, 301]}),
+        r"annotation 12 .*counts are not .* 20 x 30 pixels: encode it anew",
+    ),
+    "RLE runs of nothing": (
+        _second(segmentation={"size": [20, 30], "counts": [None]}),
+        r"annotation 12 .*counts are not .*: encode it anew",
+    ),
+    "list for an id": (_second(id=[12]), r"annotation \[12\] .*has id \[12\]: a number or a text"),
+    "list for an image": (_second(image_id=[1]), r"annotation 12 .*image_id \[1\]: a number or a"),
+    "list for a category": (_second(category_id=[1]), r"annotation 12 .*category_id \[1\]: a num"),
+    "image ids of two kinds": (_image(id="2"), r"image ids are texts, others numbers: give all"),
+    "number for a file name": (_image(file_name=2), r"image 2 has file_name 2: a text is needed"),
     "no size": (_image(width=0), r"image 2 has width and height \[0, 20\]"),
 }
 

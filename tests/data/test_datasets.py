@@ -125,6 +125,13 @@ def test_no_keypoints_is_an_error_for_training_only(make_dataset: Callable[..., 
         load_pose_dicts(make_dataset({1: [without]}), is_train=True)
 
 
+def test_crowds_alone_are_an_error_for_training_only(make_dataset: Callable[..., str]) -> None:
+    name = make_dataset({1: [{**_person(), "iscrowd": 1}]})
+    with pytest.raises(ValueError, match=rf"{name}: all who are annotated are crowds"):
+        load_pose_dicts(name, is_train=True)
+    assert len(load_pose_dicts(name, is_train=False)) == 1
+
+
 def test_nobody_annotated_is_an_error_for_training_only(make_dataset: Callable[..., str]) -> None:
     name = make_dataset({1: [], 2: []})
     with pytest.raises(ValueError, match=rf"{name}: nobody is annotated, nothing to train on"):

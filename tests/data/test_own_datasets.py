@@ -132,6 +132,29 @@ def test_mistakes_name_the_key(mistake: str) -> None:
     assert "\n" not in str(info.value)
 
 
+@pytest.mark.parametrize("others", [(), ("dog",), ("dog", "zebra")])
+def test_categories_are_the_files_own(people: str, tmp_path: Path, others: tuple) -> None:
+    """The only category may have any name; beside others, people are those called person."""
+    content = json.loads((tmp_path / people).read_text())
+    categories = ["person", *others] if others else ["pedestrian"]
+    content["categories"] = [{"id": 9 - i, "name": name} for i, name in enumerate(categories)]
+    content["annotations"][0]["category_id"] = 9
+    if others:
+        dog = {"id": 2, "image_id": 3, "category_id": 8, "bbox": [0, 0, 9, 9], "iscrowd": 0}
+        content["annotations"].append(dog)
+    (tmp_path / people).write_text(json.dumps(content))
+    register_own_datasets(
+        _config("DATASETS.OWN.mine.JSON", people, "DATASETS.OWN.mine.IMAGES", ".")
+    )
+    for _ in range(2):
+        (record,) = load_pose_dicts("mine", is_train=True)
+        assert [(a["category_id"], a["bbox"][2]) for a in record["annotations"]] == [(0, 20)]
+    metadata = MetadataCatalog.get("mine")
+    assert metadata.thing_classes == ["person"]
+    # By which Detectron2's own evaluator goes back to the file's ids.
+    assert metadata.thing_dataset_id_to_contiguous_id == {9: 0}
+
+
 def test_missing_files_name_key_and_folder(people: str, tmp_path: Path) -> None:
     def load(*options: str) -> Callable[[], object]:
         register_own_datasets(_config(*options))

@@ -109,6 +109,10 @@ FAULTS = {
         r"'left_hand' is in two flip_pairs",
     ),
     "forgotten pair": ({**RIGHT, "flip_pairs": []}, r"'left_hand' and 'right_hand' are no pair"),
+    "wrong pair": (
+        {**RIGHT, "flip_pairs": [["left_hand", "head"]]},
+        r"'left_hand' and 'right_hand' are no pair in flip_pairs",
+    ),
     "too few sigmas": ({**RIGHT, "sigmas": [0.1, 0.1]}, r"2 sigmas for 3 keypoint_names"),
     "sigma no number": ({**RIGHT, "sigmas": [0.1, "wide", 0.1]}, r"sigmas\[1\] is 'wide', no num"),
     "sigmas no list": ({**RIGHT, "sigmas": 0.1}, r"sigmas is 0.1: a list of 3 numbers"),
