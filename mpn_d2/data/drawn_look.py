@@ -40,6 +40,7 @@ def sample_color(draws: Draws) -> Color:
 
 
 def sample_look(draws: Draws) -> Look:
+    """Skin, hair and clothes of somebody."""
     skin = draws.choice(SKIN)
     hair = draws.choice(_HAIR)
     return Look(
