@@ -110,7 +110,7 @@ def _train_chain(cfg: CfgNode, options: list[str], *, resume: bool) -> dict:
             staged.defrost()
             staged.MODEL.WEIGHTS = weights
             staged.freeze()
-        if resume and _is_finished(staged):
+        if resume and _seen_by_all(staged.OUTPUT_DIR, _is_finished(staged)):
             logger.info("%s: finished before", title)
         else:
             logger.info("%s: training", title)
@@ -164,7 +164,7 @@ def _train_stage(
         strict: MODEL.WEIGHTS must fit whole.
         needed: frozen parts that MODEL.WEIGHTS must fill.
     """
-    resume = resume and _has_progress(cfg)
+    resume = resume and _seen_by_all(cfg.OUTPUT_DIR, _has_progress(cfg))
     if not resume:
         _forget_progress(cfg.OUTPUT_DIR)
     if comm.is_main_process():
@@ -251,6 +251,21 @@ def _is_finished(cfg: CfgNode) -> bool:
     if not tag.is_file() or tag.read_text().strip() != FINAL:
         return False
     return _progress(cfg.OUTPUT_DIR)["iteration"] >= cfg.SOLVER.MAX_ITER - 1
+
+
+def _seen_by_all(folder: str, answer: bool) -> bool:
+    """What every process found in a folder; nobody goes on and changes it before all have looked.
+
+    Raises:
+        ValueError: on every process, if they found different things.
+    """
+    answers = comm.all_gather(answer)
+    if len(set(answers)) > 1:
+        raise ValueError(
+            f"OUTPUT_DIR {folder}: some processes see a checkpoint there and others do not; it "
+            "must be a folder that all machines share"
+        )
+    return answer
 
 
 def _forget_progress(folder: str) -> None:

@@ -181,8 +181,24 @@ class PoseTrainer(DefaultTrainer):
 
 
 class Evaluation(EvalHook):
-    """Detectron2's EvalHook, but a training that failed in its last iteration is not evaluated."""
+    """Detectron2's EvalHook, but the last evaluation comes before the last checkpoint.
+
+    So do all others: what an evaluation changes (learning rate, best model) is in the checkpoint,
+    and a run that is killed in it evaluates again when resumed. Without a period the one evaluation
+    stays behind the checkpoint. A training that failed in its last iteration is not evaluated.
+    """
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._period > 0 and (done % self._period == 0 or done == self.trainer.max_iter):
+            self._do_eval()
 
     def after_train(self) -> None:
-        if self.trainer.iter == self.trainer.max_iter:
+        if self.trainer.iter != self.trainer.max_iter:
+            return
+        if self._period > 0:
+            # The next stage reads the checkpoint that the main process has just written.
+            comm.synchronize()
+            del self._func
+        else:
             super().after_train()

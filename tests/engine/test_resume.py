@@ -106,10 +106,29 @@ def test_resumed_equals_uninterrupted(stage, options, run):
     if options:
         state = a["trainer"]
         share = state["hooks"]["LRScheduler"]["plateau"]["share"]
-        # No gain of 90 %: lowered at each evaluation but the first, those at 4 and 6 iterations.
-        assert share == pytest.approx(0.01)
+        # No gain of 90 %: lowered at each evaluation but the first, those at 4, 6 and 8 iterations.
+        assert share == pytest.approx(0.001)
         rate = state["_trainer"]["optimizer"]["param_groups"][0]["lr"]
-        assert rate == pytest.approx(1e-5)
+        assert rate == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("period", [4, 8], ids=["in the middle", "at the end"])
+def test_killed_in_its_first_evaluation(period, run, monkeypatch):
+    options = ["TEST.EVAL_PERIOD", str(period), "DATASETS.TEST", "('coco_sample_two',)"]
+    options += ["EVAL.TASKS", "['sem_seg']", "TEST.BEST_METRIC", "['sem_seg/IoU-person']"]
+    _, whole = run("whole", "keypoint", options)
+
+    def dies(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PoseTrainer, "test", dies)
+        run("cut", "keypoint", options, kill_after=99)
+    _, cut = run("cut", "keypoint", options, resume=True)
+    assert_equal(final(whole), final(cut))
+    best = [json.loads((folder / "model_best.json").read_text()) for folder in (whole, cut)]
+    assert best[0] == best[1] and best[0]["metric"] == "sem_seg/IoU-person"
+    assert_equal(*(torch.load(f / "model_best.pth", weights_only=True) for f in (whole, cut)))
 
 
 def test_the_comparison_sees_another_stream_of_random_numbers(run):

@@ -249,6 +249,15 @@ def test_resumed_images_are_those_of_an_uninterrupted_run(run, tmp_path, monkeyp
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_processes_that_see_different_folders_stop(run, out, monkeypatch):
+    """A machine without the folder would start at 0 while the others go on."""
+    monkeypatch.setattr(stages.comm, "all_gather", lambda answer: [answer, False])
+    for stage in ("all", "assembly"):
+        with pytest.raises(ValueError, match=r"OUTPUT_DIR .*out.*folder that all machines share"):
+            run(stage, resume=True)
+    assert (out / "last_checkpoint").exists()
+
+
 # ------------------------------------------------------------- weights of a single stage
 
 
