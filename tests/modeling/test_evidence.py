@@ -175,3 +175,8 @@ def test_prior_is_the_mean_label_of_the_training_people():
 )
 def test_no_boxes(evidence):
     assert evidence(torch.zeros(0, *SHAPE)).shape == (0, *SHAPE)
+    loss = evidence.loss(torch.zeros(0, *SHAPE), torch.zeros(0, *SHAPE))
+    loss.backward()
+    assert loss == 0
+    # DDP waits for a gradient of each of them.
+    assert all(p.grad is not None and p.grad.abs().sum() == 0 for p in evidence.parameters())

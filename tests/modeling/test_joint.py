@@ -135,6 +135,24 @@ def test_nobody_gives_zero(paper_config, level, mode):
         assert all(p.grad.abs().sum() == 0 for p in model.assembler.parameters())
 
 
+def test_a_process_without_people_joins_in_sums_over_processes(paper_config, monkeypatch):
+    """UCR's prior is summed up over all processes: one that stays out lets the others wait."""
+    assembler = build(
+        paper_config, 1, "peaks", options=["MODEL.ASSEMBLER.EVIDENCE", "ucr"]
+    ).assembler
+    calls = []
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: calls.append(float(x.sum())))
+    none = Candidates(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    maps = HeatmapOutputs(torch.rand(1, K + 1, 16, 24), stride=4)
+    nobody = ([none], [torch.zeros(0, 4)], [torch.zeros(0, K, 3)], maps)
+    assert assembler.losses([])["loss_assembly_prn"] == 0
+    # The sum of the labels and the number of people.
+    assert calls == [0.0, 0.0]
+    assert assembler.losses_on_predictions(*nobody)["loss_assembly_prn"] == 0
+    assert calls == [0.0] * 4
+
+
 def test_matched_people_are_counted_and_level_1_takes_peaks(paper_config):
     model = build(paper_config, 1, "peaks")
     with EventStorage() as storage:

@@ -178,8 +178,13 @@ class GridAssembler(nn.Module):
         return {"loss_assembly_prn": self.evidence.loss(inputs, labels)}
 
     def _zero(self) -> torch.Tensor:
-        """The loss of nobody: 0, with zero gradients for the evidence."""
-        return sum(parameter.sum() for parameter in self.evidence.parameters()) * 0.0
+        """The loss of nobody: 0, with zero gradients for the evidence.
+
+        The evidence is asked all the same: one that sums up over all processes (UCR) must do so in
+        each of them.
+        """
+        nobody = torch.zeros(0, self.num_keypoints, *self.size, device=self.device)
+        return self.evidence.loss(nobody, nobody)
 
     @torch.no_grad()
     def encode_samples(self, samples: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -109,7 +109,12 @@ class PoseResidualNetwork(GridEvidence):
 
 
 def grid_cross_entropy(probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean binary cross-entropy in float32, probabilities clamped to [1e-7, 1 - 1e-7]."""
+    """Mean binary cross-entropy in float32, probabilities clamped to [1e-7, 1 - 1e-7].
+
+    0 (with a gradient graph) for an empty batch.
+    """
+    if probabilities.numel() == 0:
+        return probabilities.sum() * 0.0
     chance = probabilities.float().clamp(_CLAMP, 1.0 - _CLAMP)
     labels = labels.float()
     return -(labels * chance.log() + (1.0 - labels) * torch.log1p(-chance)).mean()
