@@ -15,7 +15,7 @@ def masked_heatmap_loss(
     Args:
         maps: (N, C, H, W) predictions.
         gt_maps: (N, C, H, W) targets.
-        loss_mask: (N, C or 1, H, W) W in [0, 1]; 0 cells give exactly no gradient.
+        loss_mask: (N, C or 1, H, W) W, 0 or more; 0 cells give exactly no gradient.
 
     Returns:
         Scalar; 0 (with a gradient graph) for an empty batch.

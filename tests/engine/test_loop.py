@@ -177,6 +177,28 @@ def test_person_losses_are_those_of_the_same_outputs_in_float32(paper_config):
         assert float(inside[name].detach()) == pytest.approx(float(loss.detach()), rel=1e-5), name
 
 
+@pytest.mark.parametrize("stage", ["keypoint", "person"])
+def test_channels_last_changes_the_layout_alone(stage, paper_config):
+    found = []
+    for flag in ("False", "True"):
+        _, model, batch = paper_model(paper_config, stage, ["MODEL.CHANNELS_LAST", flag])
+        with EventStorage():
+            losses = model(batch)
+        sum(losses.values()).backward()
+        masks = [result["sem_seg"] for result in model.eval()(batch[:1])]
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        found.append({"losses": losses, "masks": masks, "gradients": gradients})
+        weight = model.head.bbox_pred.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) is (flag == "True")
+    assert found[0]["losses"] and len(found[0]["gradients"]) > 10
+    for kind in ("losses", "masks"):
+        torch.testing.assert_close(found[1][kind], found[0][kind], rtol=1e-4, atol=1e-5)
+    for name, gradient in found[0]["gradients"].items():
+        # Rounding tips a ReLU here and there.
+        error = (found[1]["gradients"][name] - gradient).norm()
+        assert error <= 0.02 * gradient.norm() + 1e-8, name
+
+
 # ------------------------------------------------------------- clipping and dropout
 
 

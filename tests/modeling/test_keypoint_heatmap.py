@@ -124,6 +124,33 @@ def test_targets():
     assert light.loss_mask[0, :K].unique().tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("peak_weight", [0.0, 4.0])
+def test_peaks_weigh_more_by_their_target(peak_weight):
+    """W (1 + w t) cell by cell; 0 leaves the paper's loss; the mask channel is left alone."""
+    options = {"peak_weight": peak_weight} if peak_weight else {}
+    subnet = head(mask_weight=0.5, **options)
+    people = torch.tensor([[[10.0, 12.0, 2.0]] * K, [[30.0, 20.0, 1.0]] * K])
+    person = torch.randint(0, 2, (8, 10), dtype=torch.uint8)
+    # Right through the first person's peaks.
+    ignore = torch.zeros(8, 10, dtype=torch.uint8)
+    ignore[:3] = 1
+    targets = subnet.make_targets([people], [person], [ignore], (8, 10))
+    maps = torch.rand(1, K + 1, 8, 10, requires_grad=True)
+    subnet.train()
+    loss = subnet.losses(HeatmapOutputs(maps, 4), targets)["loss_keypoint_final"]
+    want = 0.0
+    for c in range(K + 1):
+        for i in range(8):
+            for j in range(10):
+                target, w = targets.maps[0, c, i, j].item(), 0.0 if i < 3 else 1.0
+                w *= 1 + peak_weight * target if c < K else 0.5
+                want += w * (maps[0, c, i, j].item() - target) ** 2
+    assert loss.item() == pytest.approx(want / maps.numel(), rel=1e-4)
+    assert targets.maps[0, :K, 3:].max() > 0.9 and targets.maps[0, :K, :3].max() > 0.5
+    loss.backward()
+    assert maps.grad[0, :, :3].abs().max() == 0 and (maps.grad[0, :, 3:] != 0).all()
+
+
 def test_losses_equal_the_formula_and_respect_the_ignore_region():
     subnet = head(intermediate_weight=0.5, final_weight=2.0).train()
     x = {name: f.requires_grad_() for name, f in features(32, 64).items()}
