@@ -236,6 +236,33 @@ def test_clipping_by_the_norm_of_the_whole_model(name, paper_config):
     assert not torch.equal(model.layer.weight, plain.layer.weight)
 
 
+def test_scaled_gradients_are_summed_then_unscaled_then_clipped(paper_config):
+    """float16's scaler, here on a CPU; gradients that overflow are no step."""
+    options = ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "SOLVER.CLIP_GRADIENTS.CLIP_TYPE"]
+    options += ["full_model", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", "0.5"]
+    cfg = paper_config("quick/demo.yaml", [*options, "SOLVER.OPTIMIZER", "sgd"])
+    found = []
+    for scale in (1.0, 2.0**12, 2.0**127):
+        model = Regression()
+        optimizer = PoseTrainer.build_optimizer(cfg, model)
+        loop = TrainingLoop(model, [samples(4)], optimizer, accumulation=2)
+        loop.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        with EventStorage():
+            loop.iter = 0
+            loop.run_step()
+        found.append((model.layer.weight.detach(), loop.state_dict()["grad_scaler"]["scale"]))
+    start = Regression().layer.weight
+    assert not torch.equal(found[0][0], start)
+    torch.testing.assert_close(found[1][0], found[0][0])
+    assert torch.equal(found[2][0], start)
+    assert [scale for _, scale in found] == [1.0, 2.0**12, 2.0**126]
+    # The scale goes on with a resumed run.
+    again = TrainingLoop(Regression(), [samples(4)], torch.optim.SGD(model.parameters(), lr=0.1))
+    again.scaler = torch.amp.GradScaler("cpu")
+    again.load_state_dict({**loop.state_dict(), "optimizer": again.optimizer.state_dict()})
+    assert again.scaler.get_scale() == 2.0**126
+
+
 def test_dropout_depends_on_the_iteration_alone():
     batches = [samples(6, seed) for seed in range(4)]
     whole = Regression(dropout=0.5)
