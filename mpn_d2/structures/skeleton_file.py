@@ -21,17 +21,20 @@ def read_skeleton_file(path: str | os.PathLike) -> dict:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not YAML, a key missing, unknown or of the wrong kind; names file and key.
+        ValueError: not YAML, a key missing, there twice, unknown or of the wrong kind; names file
+            and key.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"skeleton file {path} not found")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content, node = yaml.safe_load(text), yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: KEY: VALUE lines are needed, with the keys {', '.join(_KEYS)}")
+    _check_no_key_twice(node, path)
     _check_keys(content, path)
     names = _names(content["keypoint_names"], f"{path}: keypoint_names")
     flip_pairs = _pairs(content["flip_pairs"], f"{path}: flip_pairs")
@@ -53,6 +56,19 @@ def skeleton_text(fields: dict) -> str:
 
     content = {key: plain(value) for key, value in fields.items()}
     return yaml.safe_dump(content, sort_keys=False, default_flow_style=None, width=100)
+
+
+def _check_no_key_twice(mapping: yaml.MappingNode, path: Path) -> None:
+    """PyYAML would take the last one without a word."""
+    lines: dict[str, int] = {}
+    for key, _ in mapping.value:
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise ValueError(
+                f"{path}: {key.value} is there twice, in lines {lines[key.value]} and {line}: "
+                "keep one"
+            )
+        lines[key.value] = line
 
 
 def _check_keys(content: dict, path: Path) -> None:

@@ -80,6 +80,11 @@ FAULTS = {
     "a list": ("- head", r"KEY: VALUE lines are needed"),
     "empty": ("", r"KEY: VALUE lines are needed"),
     "unknown key": ({**RIGHT, "edge": []}, r"no key 'edge' in a skeleton; did you mean edges\?"),
+    "key twice": (
+        f"{yaml.safe_dump(RIGHT)}sigma: 0.1\nsigma: 0.1\n",
+        r"sigma is there twice, in lines \d+ and \d+: keep one",
+    ),
+    "key twice in braces": ('{"edges": [], edges: []}', r"edges is there twice, in lines 1 and 1"),
     "no names": (_without("keypoint_names"), r"keypoint_names is missing"),
     "no pairs": (_without("flip_pairs"), r"flip_pairs is missing"),
     "no sigmas": (_without("sigmas"), r"give either sigmas .* or sigma"),
