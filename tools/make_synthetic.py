@@ -15,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from mpn_d2.data.synthetic import DRAWN_DATASETS, SPLITS, measure_difficulty, write_dataset
+from mpn_d2.data.drawn_picture import DRAWN_DATASETS, SPLITS
+from mpn_d2.data.synthetic import measure_difficulty, write_dataset
 from mpn_d2.engine.cli import run_command
 
 

@@ -15,9 +15,10 @@ from mpn_d2.data import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
 from mpn_d2.data.drawn_coco import load_layouts
 from mpn_d2.data.drawn_from_joints import figure_from_joints
+from mpn_d2.data.drawn_picture import draw_image
 from mpn_d2.data.drawn_pose import JOINT, SKELETON, sample_figure
 from mpn_d2.data.drawn_random import Draws
-from mpn_d2.data.synthetic import draw_image, measure_difficulty, write_dataset
+from mpn_d2.data.synthetic import measure_difficulty, write_dataset
 
 SEED = 1
 
