@@ -3,7 +3,8 @@
 
     python tools/make_synthetic.py --dataset drawn-v1 --output datasets
 
-The same seed gives the same pictures on every machine. A dataset that is complete is left as it is.
+The same seed gives the same pictures on every machine. A dataset that is complete is left as it is,
+unless its first picture is not what is drawn now: then other code drew it, and it is drawn again.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ import pycocotools.mask as mask_util
 from mpn_d2.data.drawn_coco import Layout, load_layouts
 from mpn_d2.data.drawn_picture import DRAWN_DATASETS, PERSON_CATEGORY, SPLITS, draw_image
 from mpn_d2.data.drawn_pose import SKELETON
+
+logger = logging.getLogger(__name__)
 
 _INFO = "drawn"  # key of the parameters in the JSON's "info"
 
@@ -41,7 +44,7 @@ def write_dataset(
     """Draws a split into `output`/<name>/<split> and .../annotations/<split>.json.
 
     The JSON comes last and names the parameters: where it is there with the same ones and all its
-    images, nothing is done.
+    images, nothing is done, unless the first image, drawn again, differs: other code drew them.
 
     Args:
         name: key of DRAWN_DATASETS.
@@ -74,7 +77,7 @@ def write_dataset(
     tasks = [
         _Task(name, split, i, seed, str(folder), scenes[i % len(scenes)]) for i in range(count)
     ]
-    content = _complete(json_file, folder, parameters)
+    content = _complete(json_file, parameters, tasks)
     if content is not None:
         return content, False
 
@@ -175,16 +178,41 @@ def _write_json(content: dict, json_file: Path) -> None:
     os.replace(partial, json_file)  # whole or not at all
 
 
-def _complete(json_file: Path, folder: Path, parameters: dict) -> dict | None:
+def _complete(json_file: Path, parameters: dict, tasks: list[_Task]) -> dict | None:
     """The content of a finished dataset with these parameters, None where it must be drawn."""
+    folder = Path(tasks[0].folder)
+    names = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
     try:
         content = json.loads(json_file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        if content["info"][_INFO] != parameters or len(content["images"]) != len(tasks):
+            return None
+        if not all(image["file_name"] in names for image in content["images"]):
+            return None
+        is_ours = _is_drawn_by_this_code(content, tasks[0])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # damaged
         return None
-    if content.get("info", {}).get(_INFO) != parameters:
-        return None
-    names = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-    return content if all(image["file_name"] in names for image in content["images"]) else None
+    if not is_ours:
+        logger.warning(
+            "%s: image %s or its annotations are not what this code draws: drawing all again",
+            json_file,
+            tasks[0].file_name,
+        )
+    return content if is_ours else None
+
+
+def _is_drawn_by_this_code(content: dict, task: _Task) -> bool:
+    """Whether the file and the annotations of one image are what the task draws."""
+    image, entry, people = task.draw()
+    stored = [a for a in content["annotations"] if a["image_id"] == entry["id"]]
+    stored = [{k: v for k, v in a.items() if k not in ("id", "image_id")} for a in stored]
+    # None where the file is no image.
+    pixels = cv2.imread(str(Path(task.folder) / task.file_name), cv2.IMREAD_UNCHANGED)
+    return (
+        content["images"][task.index] == entry
+        and stored == json.loads(json.dumps(people))
+        and pixels is not None
+        and np.array_equal(pixels, image)
+    )
 
 
 def measure_difficulty(content: dict) -> dict[str, float]:

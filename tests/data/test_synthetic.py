@@ -6,6 +6,7 @@ import functools
 import hashlib
 import json
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
@@ -164,6 +165,41 @@ def test_written_once_and_again_when_incomplete(tmp_path):
     assert image.read_bytes() == before
     assert write_dataset("drawn-v1", "test", tmp_path, count=1)[1] is True
     assert not image.exists()
+
+
+@pytest.mark.parametrize("name", ["drawn-v1", "drawn-coco-v1"])
+@pytest.mark.parametrize("damage", ["pixel", "cut", "empty", "gone", "joint", "person", "no info"])
+def test_what_other_code_drew_or_is_damaged_is_drawn_again(tmp_path, caplog, name, damage):
+    def files() -> dict:
+        return {p.name: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+
+    right, _ = write_dataset(name, "test", tmp_path, count=2)
+    before = files()
+    assert write_dataset(name, "test", tmp_path, count=2) == (json.loads(json.dumps(right)), False)
+    assert not caplog.records
+    image = tmp_path / name / "test" / "000001.png"
+    json_file = tmp_path / name / "annotations" / "test.json"
+    content = json.loads(json_file.read_text())
+    if damage == "pixel":
+        pixels = cv2.imread(str(image))
+        pixels[7, 5, 1] ^= 1
+        cv2.imwrite(str(image), pixels)
+    elif damage in ("cut", "empty"):
+        data = image.read_bytes()
+        image.write_bytes(data[: len(data) // 2] if damage == "cut" else b"")
+    elif damage == "gone":
+        image.unlink()
+    elif damage == "joint":
+        keypoints = content["annotations"][0]["keypoints"]
+        keypoints[keypoints.index(2) - 1] += 0.25
+    elif damage == "person":
+        del content["annotations"][0]
+    json_file.write_text('{"info": null}' if damage == "no info" else json.dumps(content))
+    assert write_dataset(name, "test", tmp_path, count=2)[1] is True
+    assert files() == before
+    said = [r.message for r in caplog.records]
+    if damage not in ("gone", "no info"):
+        assert len(said) == 1 and "000001.png" in said[0] and "drawing all again" in said[0]
 
 
 def test_left_is_on_the_viewers_right_from_the_front():
