@@ -31,7 +31,7 @@ GROUPING_WINDOW = 16
 
 
 def build_pose_train_loader(cfg: CfgNode, start: int = 0) -> Iterable[list[dict]]:
-    """Endless batches of DATASETS.TRAIN; of people without images while only the assembly trains.
+    """Endless batches of DATASETS.TRAIN, of people alone where `trains_without_images`.
 
     Args:
         cfg: of one stage.
@@ -88,8 +88,10 @@ def build_pose_train_loader(cfg: CfgNode, start: int = 0) -> Iterable[list[dict]
 
 
 def trains_without_images(cfg: CfgNode) -> bool:
-    """Whether only the assembly trains, which needs annotations alone."""
-    return list(cfg.MODEL.TRAIN_PARTS) == ["assembly"]
+    """Whether only the assembly trains, and from annotations: above MODEL.JOINT_LEVEL 0 it learns
+    from what the other parts predict in images.
+    """
+    return list(cfg.MODEL.TRAIN_PARTS) == ["assembly"] and cfg.MODEL.JOINT_LEVEL == 0
 
 
 class StreamOrder:

@@ -24,6 +24,7 @@ from mpn_d2.data.loader import trains_without_images
 from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import TAG, PoseCheckpointer, read_progress, some_names
 from mpn_d2.engine.trainer import PoseTrainer
+from mpn_d2.modeling.meta_arch.multiposenet import PARTS
 from mpn_d2.utils.files import write_text_atomically
 
 logger = logging.getLogger(__name__)
@@ -97,6 +98,9 @@ def train(cfg: CfgNode, stage: str, options: list[str], *, resume: bool) -> dict
         staged.MODEL.WEIGHTS = weights
         staged.freeze()
     earlier = {part for name in before for part in cfg.STAGES[name.upper()].MODEL.TRAIN_PARTS}
+    if staged.MODEL.JOINT_LEVEL > 0 and "assembly" in staged.MODEL.TRAIN_PARTS:
+        # It learns from what all others predict, in a stage without earlier ones too.
+        earlier.update(PARTS)
     needed = sorted(earlier.difference(staged.MODEL.TRAIN_PARTS))
     return _train_stage(staged, resume=resume, needed=needed)
 
@@ -196,7 +200,8 @@ def _left_by(stage: str, folder: str) -> str:
 def _check_loaded(cfg: CfgNode, checkpointer: PoseCheckpointer, parts: Sequence[str]) -> None:
     """Frozen parts of earlier stages must be trained ones: random features teach nothing.
 
-    The assembly needs nothing of the image parts (spec section 9): a warning is enough there.
+    The assembly needs nothing of the image parts (spec section 9) where it learns from
+    annotations: a warning is enough there.
     """
     if not parts:
         return

@@ -301,6 +301,18 @@ def test_the_assembly_without_weights_only_warns(run, monkeypatch):
     assert len(warnings) == 1 and "keypoint and person parts would stay untrained" in warnings[0]
 
 
+def test_the_assembly_learns_from_trained_parts_only(run, out):
+    """Level 1 with all else frozen, of a chain's weights; without weights it stops."""
+    options = ["MODEL.TRAIN_PARTS", "['assembly']", "MODEL.JOINT_LEVEL", "1", *NO_TEST]
+    with pytest.raises(ValueError, match=r"keypoint and person parts would stay untrained"):
+        run("joint", options)
+    final = str(out / "model_final.pth")
+    before = weights(final)
+    run("joint", [*options, "MODEL.WEIGHTS", final, "OUTPUT_DIR", str(out / "fine")])
+    after = weights(out / "fine/model_final.pth")
+    assert parts_equal(before, after, "backbone.", "keypoint_head.", "head.")
+
+
 # ------------------------------------------------------------- configs and evaluation
 
 

@@ -10,6 +10,7 @@ from detectron2.utils.events import EventStorage
 from mpn_d2.data.association import build_association_samples
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
+from mpn_d2.data.loader import trains_without_images
 from mpn_d2.engine.stages import stage_config
 from mpn_d2.engine.trainer import PoseTrainer
 
@@ -28,7 +29,7 @@ def train_two_steps(cfg, model) -> set[str]:
     optimizer = PoseTrainer.build_optimizer(cfg, model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for part in (dicts[:2], dicts[2:]):
-        if list(cfg.MODEL.TRAIN_PARTS) == ["assembly"]:
+        if trains_without_images(cfg):
             inputs = build_association_samples(part, cfg.MODEL.PRN.MIN_KEYPOINTS)[:3]
         else:
             inputs = [PoseDatasetMapper(cfg, is_train=True)(d) for d in part]
@@ -78,6 +79,25 @@ def test_a_stage_moves_all_of_its_part_and_nothing_else(load, stage, optimizer):
     if stage == "person":
         trunk = [k for k in model.state_dict() if k.startswith("backbone.bottom_up.")]
         assert any("running_mean" in k for k in trunk) and not moved & set(trunk)
+
+
+@pytest.mark.parametrize("mode", ["peaks", "heatmap"])
+@pytest.mark.parametrize("stage", ["assembly", "joint"])
+def test_fine_tuning_on_predictions_moves_the_assembly_alone(load, stage, mode):
+    """Review notes 4.2, level 1; every anchor is a box, so that there are people to learn from."""
+    options = ["MODEL.TRAIN_PARTS", "['assembly']", "MODEL.JOINT_LEVEL", "1"]
+    options += ["MODEL.PRN.INPUT_MODE", mode, "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]
+    options += ["MODEL.RETINANET.NMS_THRESH_TEST", "1.0", "TEST.DETECTIONS_PER_IMAGE", "3000"]
+    options += ["MODEL.PEAKS.THRESH", "0.0", "DATALOADER.NUM_WORKERS", "0"]
+    cfg = load(stage, options)
+    # Learned from images, not from annotations.
+    (sample, *_) = next(iter(PoseTrainer.build_train_loader(cfg)))
+    assert sample["image"].dim() == 3
+    model = build_model(cfg)
+    moved = train_two_steps(cfg, model)
+    assert moved == state_names(model, "assembly")
+    frozen = [m for part in ("keypoint", "person") for m in model.part_modules()[part]]
+    assert all(p.grad is None for module in frozen for p in module.parameters())
 
 
 @pytest.mark.parametrize("shared", ["True", "False"])

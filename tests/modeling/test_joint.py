@@ -108,6 +108,29 @@ def test_each_loss_reaches_what_the_table_says(paper_config, level, shared):
     assert found["assembly"] == {"assembly"} | assembly
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("parts", [["assembly"], ["keypoint", "assembly"], ["person", "assembly"]])
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_frozen_parts_predict_and_learn_nothing(paper_config, level, parts, shared):
+    """The assembly's loss is that of the same predictions when all parts train."""
+    options = ["MODEL.POSE_FPN.SHARED", str(shared), "MODEL.RESNETS.NORM", "GN"]
+    want = losses_of(build(paper_config, level, options=options), batch(*PEOPLE))
+    model = build(paper_config, level, parts=parts, options=options)
+    losses = losses_of(model, batch(*PEOPLE))
+    assert {name.split("_")[1] for name in losses} == set(parts)
+    for name, value in losses.items():
+        torch.testing.assert_close(value, want[name])
+    # Weights that train, and none else, get a gradient of some loss.
+    sum(losses.values()).backward()
+    trained = {id(p) for n in parts for m in model.part_modules()[n] for p in m.parameters()}
+    assert all((p.grad is not None) == (id(p) in trained) for p in model.parameters())
+    # Other predictions, another loss.
+    with torch.no_grad():
+        model.keypoint_head.predictor.weight.mul_(-2)
+    other = losses_of(model, batch(*PEOPLE))["loss_assembly_prn"]
+    assert not torch.isclose(other, want["loss_assembly_prn"], rtol=1e-9, atol=0)
+
+
 def test_levels_differ_in_gradients_alone(paper_config):
     """Same weights, same losses; detecting people changes nothing in the person losses."""
     found = [losses_of(build(paper_config, level), batch(*PEOPLE)) for level in range(4)]

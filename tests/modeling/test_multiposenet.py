@@ -9,7 +9,8 @@ from detectron2.utils.events import EventStorage
 
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
-from mpn_d2.modeling.meta_arch.multiposenet import PARTS, _mostly_inside
+from mpn_d2.modeling.meta_arch.common import mostly_inside
+from mpn_d2.modeling.meta_arch.multiposenet import PARTS
 
 SMALL = ["MODEL.PRN.NODES", "8", "INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MIN_SIZE_TEST", "128"]
 SMALL += ["DATASETS.TRAIN", "('coco_sample_train',)", "MODEL.RESNETS.NORM", "BN"]
@@ -96,8 +97,8 @@ def test_anchors_mostly_in_a_crowd_are_ignored():
     anchors = torch.tensor([[0.0, 0, 10, 10], [0, 0, 20, 10], [30, 30, 40, 40], [5, 0, 16, 10]])
     crowds = torch.tensor([[0.0, 0.0, 10.0, 10.0], [12.0, 0.0, 13.0, 10.0]])
     # 100 %, exactly 50 %, 0 %, 5/11 in the one and 1/11 in the other.
-    assert _mostly_inside(anchors, crowds).tolist() == [True, False, False, False]
-    assert _mostly_inside(anchors, torch.zeros(0, 4)).tolist() == [False] * 4
+    assert mostly_inside(anchors, crowds).tolist() == [True, False, False, False]
+    assert mostly_inside(anchors, torch.zeros(0, 4)).tolist() == [False] * 4
 
 
 def test_crowds_give_the_detector_no_gradient(paper_config, sample):

@@ -1,4 +1,4 @@
-"""Steps that every meta-architecture shares: batching by size and finishing results."""
+"""Steps that every meta-architecture shares: input, batching by size, finishing results."""
 
 from __future__ import annotations
 
@@ -56,3 +56,27 @@ def finish_person_mask(
     )[0]
     p = sem_seg_postprocess(p, image_size, height, width)
     return torch.cat([1 - p, p])
+
+
+def require_training_fields(batched_inputs: list[dict]) -> None:
+    """Raises a ValueError if a batch of images has no annotations to train on."""
+    for field in ("instances", "crowd_boxes", "person_mask", "ignore_mask"):
+        if field not in batched_inputs[0]:
+            raise ValueError(
+                f"training input has no {field!r} (it has {sorted(batched_inputs[0])}): "
+                "use mpn_d2's PoseDatasetMapper for images"
+            )
+
+
+def mostly_inside(boxes: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
+    """(R,) bool: more than half of the box (R, 4) lies inside one of the regions (M, 4).
+
+    Anchors in a crowd are neither people nor background (design 4.7).
+    """
+    if len(regions) == 0:
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    corner = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
+    opposite = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
+    common = (opposite - corner).clamp(min=0).prod(dim=2)
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    return (common > 0.5 * area[:, None]).any(dim=1)

@@ -11,9 +11,11 @@ keypoint part; the keypoint losses train all of it at every level.
 | 2 | person pyramid, person heads | predicted heatmaps and boxes | + keypoint head, its pyramid |
 | 3 | + trunk, + a shared pyramid | predicted heatmaps and boxes | + trunk |
 
-Level 0 is the paper's stages side by side. Boxes carry no gradient at any level. Levels 1 to 3
-need all three parts in MODEL.TRAIN_PARTS for the assembly to see predictions; with fewer it
-learns from annotations.
+Level 0 is the paper's stages side by side. Boxes carry no gradient at any level. Of all this only
+parts in MODEL.TRAIN_PARTS train; others have no loss, get no gradient and keep their statistics,
+but make the predictions that the assembly learns from above level 0. The review notes' level 1,
+the assembly fine-tuned with all else frozen, is MODEL.TRAIN_PARTS [assembly] at level 1 (levels 2
+and 3 then do the same); with all three parts, the other two go on learning by their own losses.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ from mpn_d2.modeling.meta_arch.common import (
     finish_instances,
     finish_person_mask,
     group_by_padded_size,
+    mostly_inside,
+    require_training_fields,
 )
 from mpn_d2.modeling.meta_arch.joint import (
     check_joint_level,
@@ -85,8 +87,8 @@ class MultiPoseNet(RetinaNet):
         self.train_parts = tuple(train_parts)
         self.part_weights = part_weights or {}
         self.joint_level = joint_level
-        # Whether the assembly learns from predictions; it needs both other parts for them.
-        self.assembly_sees_predictions = joint_level > 0 and set(train_parts) == set(PARTS)
+        # Whether the assembly learns from predictions; frozen parts make them all the same.
+        self.assembly_sees_predictions = joint_level > 0 and "assembly" in train_parts
         check_joint_level(
             joint_level, assembler.differentiable or not self.assembly_sees_predictions
         )
@@ -143,7 +145,7 @@ class MultiPoseNet(RetinaNet):
 
         Args:
             batched_inputs: per image a dict of PoseDatasetMapper; while only the assembly
-                trains, samples of mpn_d2.data.association instead (no images).
+                trains, and from annotations, samples of mpn_d2.data.association instead.
 
         Returns:
             Training: {"loss_...": scalar}. Otherwise per image {"instances": Instances with
@@ -152,7 +154,7 @@ class MultiPoseNet(RetinaNet):
         """
         if not self.training:
             return self.inference(batched_inputs)
-        if self.train_parts == ("assembly",):
+        if self.train_parts == ("assembly",) and not self.assembly_sees_predictions:
             losses = self.assembler.losses(batched_inputs)
         else:
             losses = self.image_losses(batched_inputs)
@@ -165,24 +167,28 @@ class MultiPoseNet(RetinaNet):
 
     def image_losses(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor]:
         """Losses of all training parts on a batch of images, before the weights of the parts."""
-        _require_training_fields(batched_inputs)
+        require_training_fields(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
+        # Frozen parts run too where the assembly learns from what they predict.
+        runs = PARTS if self.assembly_sees_predictions else self.train_parts
         # Never on inside no_grad (the validation loss).
         with torch.set_grad_enabled(torch.is_grad_enabled() and "keypoint" in self.train_parts):
             features = self.backbone.bottom_up(images.tensor)
         pyramid = self.backbone.pyramids(
             features,
-            keypoint="keypoint" in self.train_parts,
-            person="person" in self.train_parts,
-            detach_person=self.joint_level < 3,
+            keypoint="keypoint" in runs,
+            person="person" in runs,
+            detach_person=self.joint_level < 3 or "person" not in self.train_parts,
         )
         losses, maps, predictions = {}, None, None
-        if "keypoint" in self.train_parts:
+        if "keypoint" in runs:
             maps = self.keypoint_head.layers(pyramid)
+        if "person" in runs:
+            predictions = self.head([pyramid[name] for name in self.head_in_features])
+        if "keypoint" in self.train_parts:
             losses.update(self._keypoint_losses(maps, gt_instances, batched_inputs))
         if "person" in self.train_parts:
-            predictions = self.head([pyramid[name] for name in self.head_in_features])
             crowds = [x["crowd_boxes"].to(self.device) for x in batched_inputs]
             losses.update(self._person_losses(pyramid, predictions, gt_instances, crowds))
         if self.assembly_sees_predictions:
@@ -218,7 +224,7 @@ class MultiPoseNet(RetinaNet):
         gt_labels, matched_boxes = self.label_anchors(anchors, gt_instances)
         all_anchors = Boxes.cat(anchors).tensor
         for labels, crowds in zip(gt_labels, crowd_boxes, strict=True):
-            labels[(labels == self.num_classes) & _mostly_inside(all_anchors, crowds)] = -1
+            labels[(labels == self.num_classes) & mostly_inside(all_anchors, crowds)] = -1
         losses = self.losses(anchors, logits, gt_labels, deltas, matched_boxes)
         positives = sum(int(((x >= 0) & (x != self.num_classes)).sum()) for x in gt_labels)
         normalizer = self._mean_over_processes(positives)
@@ -245,7 +251,7 @@ class MultiPoseNet(RetinaNet):
         """The maps that the assembly's loss sees, cut off where MODEL.JOINT_LEVEL says so."""
         if self.joint_level == 1:
             return HeatmapOutputs(maps.maps.detach(), maps.stride)
-        if self.joint_level == 3:
+        if self.joint_level == 3 or not maps.maps.requires_grad:
             return maps
         # Once more on a detached trunk: the same maps, with gradients down to the pyramid.
         cut = {name: feature.detach() for name, feature in features.items()}
@@ -371,29 +377,6 @@ class MultiPoseNet(RetinaNet):
         for x, pose in zip(people, poses, strict=True):
             x.pred_keypoints = pose.keypoints
             x.pose_scores = pose.scores
-
-
-def _require_training_fields(batched_inputs: list[dict]) -> None:
-    for field in ("instances", "crowd_boxes", "person_mask", "ignore_mask"):
-        if field not in batched_inputs[0]:
-            raise ValueError(
-                f"training input has no {field!r} (it has {sorted(batched_inputs[0])}): "
-                "use mpn_d2's PoseDatasetMapper for images"
-            )
-
-
-def _mostly_inside(boxes: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:
-    """(R,) bool: more than half of the box (R, 4) lies inside one of the regions (M, 4).
-
-    Anchors in a crowd are neither people nor background (design 4.7).
-    """
-    if len(regions) == 0:
-        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    corner = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
-    opposite = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
-    common = (opposite - corner).clamp(min=0).prod(dim=2)
-    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    return (common > 0.5 * area[:, None]).any(dim=1)
 
 
 __all__ = ["PARTS", "MultiPoseNet"]
