@@ -26,6 +26,9 @@ from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 MASK_STRIDE = 4
 # Values of `ignore_mask`, see PoseDatasetMapper.
 IGNORED, IGNORED_FOR_MASK = 1, 2
+# Pixels around the joints of people without a box: two sigmas of their peaks (spec 6), in whole
+# cells. [ours]
+JOINT_MARGIN = 16
 
 
 class PoseDatasetMapper:
@@ -45,7 +48,8 @@ class PoseDatasetMapper:
 
       - 1, neither heatmaps nor person mask: crowds and people without labelled keypoints, by
         their mask, or box where there is none, minus the masks of people with labelled keypoints
-        (spec 6);
+        (spec 6). Also people who have joints in the image but no box in it, and so are not in
+        `instances`: by their mask, or else the box around these joints;
       - 2, the person mask alone: the rest of the boxes of people with labelled keypoints but no
         mask. Their joints are known, which of the pixels are theirs is not;
       - 0: all else, also outside the image and for people whose joints a crop left out: these are
@@ -114,9 +118,9 @@ class PoseDatasetMapper:
         size = aug_input.image.shape[:2]
         try:
             moved_boxes = move_boxes(annotations, boxes, transforms, image.shape[:2])
-            self._add_people(record, annotations, moved_boxes, transforms, size)
+            lost = self._add_people(record, annotations, moved_boxes, transforms, size)
             if self.is_train:
-                masks = _render_masks(annotations, boxes, image.shape[:2], transforms, size)
+                masks = _render_masks(annotations, boxes, lost, image.shape[:2], transforms, size)
                 record["person_mask"], record["ignore_mask"] = map(torch.from_numpy, masks)
         except ValueError as error:
             raise ValueError(f"{_where(record)}: {error}") from error
@@ -141,7 +145,9 @@ class PoseDatasetMapper:
         boxes: np.ndarray,
         transforms: T.TransformList,
         size: tuple[int, int],
-    ) -> None:
+    ) -> dict[int, np.ndarray]:
+        """Returns the boxes around the joints of those with joints but no box in the image, by
+        their places among the annotations."""
         crowd = np.array([_is_crowd(a) for a in annotations], dtype=bool)
         people = [a for a in annotations if not _is_crowd(a)]
         instances = Instances(size)
@@ -151,9 +157,16 @@ class PoseDatasetMapper:
         instances.gt_keypoints = Keypoints(
             np.array(keypoints, dtype=np.float32).reshape(-1, self.skeleton.num_keypoints, 3)
         )
-        record["instances"] = utils.filter_empty_instances(instances, by_mask=False)
+        record["instances"], kept = utils.filter_empty_instances(
+            instances, by_mask=False, return_mask=True
+        )
         crowds = _clipped(boxes[crowd], size)
         record["crowd_boxes"] = crowds[crowds.nonempty()].tensor
+        return {
+            int(i): _box_around(joints)
+            for i, joints, is_kept in zip(np.flatnonzero(~crowd), keypoints, kept.tolist())
+            if not is_kept and joints[:, 2].any()
+        }
 
     def _keypoints(
         self, annotation: dict, transforms: T.TransformList, size: tuple[int, int]
@@ -178,12 +191,15 @@ class PoseDatasetMapper:
 def _render_masks(
     annotations: list[dict],
     boxes: np.ndarray,
+    lost: dict[int, np.ndarray],
     image_size: tuple[int, int],
     transforms: T.TransformList,
     size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`person_mask` and `ignore_mask` in cells; `boxes` (N, 4) are those of `annotations`."""
+    """`person_mask` and `ignore_mask` in cells; `boxes` (N, 4) are those of `annotations`, `lost`
+    those that `_add_people` returns."""
     known = np.array([not _is_crowd(a) and has_keypoints(a) for a in annotations], dtype=bool)
+    known[list(lost)] = False
     no_mask = np.array([not has_mask(a) for a in annotations], dtype=bool)
     labelled = [a for a, is_known in zip(annotations, known, strict=True) if is_known]
     others = [a for a, is_known in zip(annotations, known, strict=True) if not is_known]
@@ -195,6 +211,8 @@ def _render_masks(
     person = labelled_mask | others_mask
     boxes_for_all = cover([box_outline(box) for box in boxes[no_mask & ~known]])
     boxes_for_mask = cover([box_outline(box) for box in boxes[no_mask & known]])
+    around_joints = [box_outline(box) for i, box in lost.items() if no_mask[i]]
+    boxes_for_all |= union_mask(around_joints, size)
     for_all = (others_mask | boxes_for_all) & (1 - labelled_mask)
     for_mask = for_all | (boxes_for_mask & (1 - labelled_mask))
     # for_mask holds for_all: the sum is 0, 1 (for the mask alone) or 2 (for all).
@@ -213,6 +231,13 @@ def _worth_looking_at(annotations: list[dict]) -> list[int]:
 def _where(record: dict) -> str:
     number = f" (image_id {record['image_id']})" if "image_id" in record else ""
     return f"image {record['file_name']}{number}"
+
+
+def _box_around(joints: np.ndarray) -> np.ndarray:
+    """x1, y1, x2, y2 with the surroundings of the labelled ones of the (K, 3) joints."""
+    labelled = joints[joints[:, 2] > 0, :2]
+    low, high = labelled.min(axis=0) - JOINT_MARGIN, labelled.max(axis=0) + JOINT_MARGIN
+    return np.concatenate([low, high])
 
 
 def _is_crowd(annotation: dict) -> bool:

@@ -305,6 +305,44 @@ def test_joints_known_but_no_mask(tmp_path: Path) -> None:
     assert _cells(flipped["ignore_mask"] == 2) == _block(0, 1, 2, 3)
 
 
+def test_joints_without_a_box_are_ignored(tmp_path: Path) -> None:
+    def ignored(*annotations: dict, crop: T.Transform | None = None) -> tuple[int, set, set]:
+        out = _mapper(crop or T.NoOpTransform())(_drawn(tmp_path, *annotations, size=(96, 128)))
+        assert not (out["ignore_mask"] == 2).any()
+        return len(out["instances"]), _cells(out["person_mask"]), _cells(out["ignore_mask"])
+
+    def joints(*points: tuple[float, float]) -> dict:
+        """Somebody with these joints, without a mask and with a box of no area."""
+        keypoints = [value for x, y in points for value in (x, y, 2)]
+        keypoints += [0, 0, 0] * (COCO.num_keypoints - len(points))
+        person = _square(60, 40, 60, 90, keypoints=keypoints)
+        return {k: v for k, v in person.items() if k != "segmentation"}
+
+    # By the mask where there is one, wherever the box is.
+    for box in ([8, 8, 8, 24], [130, 8, 150, 24], [-9, 8, 0, 24]):
+        with_mask = _square(8, 8, 24, 24, bbox=box)
+        assert ignored(with_mask) == (0, _block(2, 2, 6, 6), _block(2, 2, 6, 6))
+    # Else 16 pixels around the joints; those outside of the image do not count.
+    assert ignored(joints((40, 40))) == (0, set(), _block(6, 6, 14, 14))
+    assert ignored(joints((40, 40), (64, 48), (300, 40))) == (0, set(), _block(6, 6, 16, 20))
+    assert ignored(joints((4, 92))) == (0, set(), _block(19, 0, 24, 5))
+    assert ignored(joints((-4, 40), (300, 40))) == (0, set(), set())
+    assert ignored(joints()) == (0, set(), set())
+    # Masks of people with box and joints win.
+    assert ignored(_square(32, 32, 48, 48), joints((40, 40))) == (
+        1,
+        _block(8, 8, 12, 12),
+        _block(6, 6, 14, 14) - _block(8, 8, 12, 12),
+    )
+    # A crop that leaves somebody out knows that no joint is there; one outside of their box may be.
+    crop = T.CropTransform(64, 0, 64, 96)
+    apart = {k: v for k, v in _square(20, 20, 62, 90).items() if k != "segmentation"}
+    assert ignored(apart, crop=crop) == (0, set(), set())
+    apart["keypoints"][:3] = [104, 40, 1]
+    assert ignored(apart, crop=crop) == (0, set(), _block(6, 6, 14, 14))
+    assert ignored(apart | {"keypoints": None}, crop=crop) == (0, set(), set())
+
+
 @pytest.mark.parametrize("size", [(1, 1), (4, 4), (5, 7), (13, 10)])
 def test_cells_at_odd_sizes(size: tuple[int, int]) -> None:
     mask = (np.random.default_rng(0).random(size) < 0.5).astype(np.uint8)
