@@ -1,7 +1,8 @@
-"""One training step: autocast, accumulation over micro-batches, finite losses, averaged weights."""
+"""One training step: autocast, micro-batches, finite losses and gradients, averaged weights."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
@@ -19,6 +20,7 @@ from mpn_d2.engine.ema import WeightAverage
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 # Ids that an error names; a batch of the assembly has hundreds of people.
 _MOST_IDS = 40
+_GRADIENT = "the gradient"
 
 
 class TrainingLoop(SimpleTrainer):
@@ -92,7 +94,7 @@ class TrainingLoop(SimpleTrainer):
         """Gradients of a batch; returns its losses, detached.
 
         Raises:
-            FloatingPointError: on every process, if any has a loss that is not finite.
+            FloatingPointError: on every process, if any has a loss or gradient that is not finite.
         """
         size = -(-len(batch) // self.accumulation)
         parts = [batch[first : first + size] for first in range(0, len(batch), size)]
@@ -109,8 +111,19 @@ class TrainingLoop(SimpleTrainer):
                 broken.append((names, sample_names(part)))
             for name, loss in losses.items():
                 totals[name] = totals[name] + share * loss.detach()
+        if not broken and not self._gradients_are_finite():
+            broken.append(([_GRADIENT], sample_names(batch)))
         _raise_if_broken(broken, self.iter, self.device)
         return totals
+
+    def _gradients_are_finite(self) -> bool:
+        """Also True with float16's scaler, which leaves out the step if they are not."""
+        if self.scaler.is_enabled():
+            return True
+        groups = self.optimizer.param_groups
+        gradients = [p.grad for g in groups for p in g["params"] if p.grad is not None]
+        # The largest: a sum of squares may overflow where every gradient is finite.
+        return bool(torch.nn.utils.get_total_norm(gradients, norm_type=math.inf).isfinite())
 
     def autocast(self) -> AbstractContextManager:
         """The precision that the model runs in."""
@@ -191,13 +204,15 @@ def sample_names(samples: list[dict]) -> list[str]:
 def _raise_if_broken(
     broken: list[tuple[list[str], list[str]]], iteration: int, device: torch.device
 ) -> None:
-    """The same one-line error on all processes if one of them has such losses."""
+    """The same one-line error on all processes if one of them has such losses or gradients."""
     found = torch.tensor(len(broken), device=device)
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(found)
     if not found:
         return
     everywhere = [entry for process in comm.all_gather(broken) for entry in process]
+    # Gradients are those of all processes: a broken loss of one of them is the cause.
+    everywhere = [entry for entry in everywhere if entry[0] != [_GRADIENT]] or everywhere
     losses = sorted({name for names, _ in everywhere for name in names})
     samples = [name for _, names in everywhere for name in names]
     more = len(samples) - _MOST_IDS

@@ -81,21 +81,26 @@ def runs(folder: str) -> dict:
 
 
 class OneNaN(nn.Module):
-    """Its loss is NaN in the second process's third step."""
+    """Its loss, or its gradient alone, is NaN in the second process's third step."""
 
-    def __init__(self):
+    def __init__(self, gradient: bool):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
+        self.gradient = gradient
         self.steps = 0
 
     def forward(self, samples):
         self.steps += 1
-        broken = self.steps == 3 and comm.get_rank() == 1
-        return {"loss_x": self.weight * (float("nan") if broken else 1.0)}
+        loss = self.weight * 1.0
+        if self.steps == 3 and comm.get_rank() == 1:
+            # The root's slope at 0 is infinite, times that of the absolute value, 0.
+            root = (self.weight - self.weight.detach()).abs().sqrt()
+            loss = loss + (root if self.gradient else float("nan"))
+        return {"loss_x": loss}
 
 
-def broken_run() -> dict:
-    model = OneNaN()
+def broken_run(gradient: bool) -> dict:
+    model = OneNaN(gradient)
     ranks = [[{"image_id": 10 * comm.get_rank() + i} for i in range(2)]] * 4
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loop = TrainingLoop(share_among_processes(model), ranks, optimizer)
@@ -124,7 +129,8 @@ def other_models(folder: str) -> None:
 
 def in_each_process(args: Namespace) -> None:
     torch.set_num_threads(1)
-    found = runs(args.folder) | {"broken": broken_run()}
+    found = runs(args.folder)
+    found |= {"broken": broken_run(gradient=False), "broken gradient": broken_run(gradient=True)}
     other_models(args.folder)
     path = Path(args.folder) / f"process_{comm.get_rank()}.json"
     path.write_text(json.dumps(found))
@@ -181,6 +187,15 @@ def test_a_broken_loss_stops_both(two):
         assert "batch of image 10, image 11:" in process["broken"]["message"]
         # Two steps of 0.1, none of the broken third.
         assert process["broken"]["weight"] == pytest.approx(0.8)
+
+
+def test_a_broken_gradient_stops_both(two):
+    """It is the mean of both: all images of the batch are named."""
+    for process in two:
+        found = process["broken gradient"]
+        assert "the gradient became NaN or infinite at iteration 2 on a batch" in found["message"]
+        assert "batch of image 0, image 1, image 10, image 11:" in found["message"]
+        assert found["weight"] == pytest.approx(0.8)
 
 
 def test_torchrun_and_its_environment(tmp_path):

@@ -310,6 +310,37 @@ def test_a_broken_loss_names_images_before_the_step(value):
     assert torch.equal(model.layer.weight, before)
 
 
+class Root(Regression):
+    """The root of a linear output; an input of zeros gives a loss of 0 and a NaN gradient."""
+
+    def forward(self, samples):
+        x = torch.stack([s["x"] for s in samples])
+        return {"loss_a": nn.functional.linear(x, self.layer.weight).float().abs().sqrt().mean()}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("place", [0, 3])
+def test_a_broken_gradient_names_the_whole_batch_before_the_step(dtype, place):
+    model, batch = Root(), samples(4)
+    batch[place]["x"] = torch.zeros(5)
+    start = model.layer.weight.clone()
+    with pytest.raises(FloatingPointError) as caught:
+        run(model, [batch], accumulation=2, amp_dtype=dtype)
+    assert str(caught.value).startswith(
+        "the gradient became NaN or infinite at iteration 0 on a batch of image 100, image 101, "
+        "image 102, image 103: look at"
+    )
+    assert torch.equal(model.layer.weight, start)
+
+
+def test_large_gradients_are_finite():
+    """Their sum of squares is not."""
+    model = Root()
+    model.layer.weight.register_hook(lambda grad: torch.full_like(grad, 1e30))
+    run(model, [samples(4)], optimizer=torch.optim.SGD(model.parameters(), lr=1e-30))
+    assert torch.isfinite(model.layer.weight).all()
+
+
 def test_samples_are_named():
     assert sample_names([{"image_id": 7, "owner": 2}, {"image_id": 8}, {}]) == [
         "image 7 person 2",
