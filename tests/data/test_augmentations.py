@@ -1,25 +1,20 @@
-"""Crops about people: where a point of the image goes, by drawing it and finding it again."""
+"""Turns and crops: where a point of the image goes, by drawing it and finding it again.
+
+With joints, boxes and masks: test_mapped_crops.py.
+"""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.structures import BoxMode
-from PIL import Image
+from mapper_cases import turn
 
-from mpn_d2.config import add_mpn_config
-from mpn_d2.data import MASK_STRIDE, PoseDatasetMapper, load_pose_dicts, register_pose_datasets
 from mpn_d2.data.augmentations import AffineTransform, PeopleCrop, build_augmentations
-from mpn_d2.data.person_boxes import move_boxes
-from mpn_d2.structures.skeleton import get_skeleton
 
-COCO = get_skeleton("coco")
 RESIZE = T.ResizeShortestEdge((100,), 200, "choice")
 
 
@@ -34,15 +29,6 @@ def _crop(**changes: object) -> PeopleCrop:
         "resize": RESIZE,
     }
     return PeopleCrop(**{**values, **changes})
-
-
-def _turn(
-    angle: float, scale: float, center: tuple, to: tuple, size: tuple[int, int]
-) -> AffineTransform:
-    """Turns by degrees about `center`, which goes to `to`."""
-    c, s = scale * math.cos(math.radians(angle)), scale * math.sin(math.radians(angle))
-    linear = np.array([[c, -s], [s, c]])
-    return AffineTransform(np.column_stack([linear, np.array(to) - linear @ center]), size)
 
 
 def _blob(size: tuple[int, int], point: tuple[float, float], sigma: float) -> np.ndarray:
@@ -65,7 +51,7 @@ def _centroid(image: np.ndarray) -> np.ndarray:
 )
 def test_a_drawn_point_is_found_where_its_coordinates_go(angle: float, scale: float) -> None:
     point = (60.37, 48.81)
-    transform = _turn(angle, scale, (57, 50), (41.3, 44.6), (91, 83))
+    transform = turn(angle, scale, (57, 50), (41.3, 44.6), (91, 83))
     image = _blob((101, 113), point, 3.0 / min(scale, 1)) + 0.0
     # The border of 128 is taken off by the difference of two pictures.
     moved = transform.apply_image(image) - transform.apply_image(np.zeros_like(image))
@@ -76,7 +62,7 @@ def test_a_drawn_point_is_found_where_its_coordinates_go(angle: float, scale: fl
 
 def test_there_and_back_again() -> None:
     """Round trip of a point and of a picture through a turn and its inverse."""
-    there = _turn(28, 1.3, (40, 30), (60, 55), (121, 131))
+    there = turn(28, 1.3, (40, 30), (60, 55), (121, 131))
     full = np.vstack([there.matrix, [0, 0, 1]])
     back = AffineTransform(np.linalg.inv(full)[:2], (77, 91))
     points = np.random.default_rng(0).random((20, 2)) * 70
@@ -92,7 +78,7 @@ def test_there_and_back_again() -> None:
 @pytest.mark.parametrize("scale", [0.7, 1.6])
 def test_pixels_against_explicit_inverse_mapping(scale: float) -> None:
     image = np.random.default_rng(1).integers(0, 256, (13, 17, 3)).astype(np.uint8)
-    transform = _turn(25, scale, (8, 6), (9.2, 7.7), (15, 19))
+    transform = turn(25, scale, (8, 6), (9.2, 7.7), (15, 19))
     out = transform.apply_image(image)
     inverse = np.linalg.inv(transform.matrix[:, :2])
 
@@ -124,12 +110,12 @@ def test_pixels_against_explicit_inverse_mapping(scale: float) -> None:
 def test_shrinking_averages_what_it_leaves_out() -> None:
     stripes = np.zeros((60, 61), np.uint8)
     stripes[:, ::3] = 255
-    moved = _turn(0, 1 / 3, (0, 0), (0, 0), (20, 20)).apply_image(stripes)
+    moved = turn(0, 1 / 3, (0, 0), (0, 0), (20, 20)).apply_image(stripes)
     assert np.abs(moved[1:-1, 1:-1].astype(int) - 85).max() <= 1
 
 
 def test_outside_is_grey_and_no_mask() -> None:
-    transform = _turn(0, 1, (0, 0), (5, 0), (4, 8))
+    transform = turn(0, 1, (0, 0), (5, 0), (4, 8))
     assert (transform.apply_image(np.zeros((4, 8, 3), np.uint8))[:, :5] == 128).all()
     mask = transform.apply_segmentation(np.ones((4, 8), np.uint8))
     assert mask[:, 5:].all() and not mask[:, :5].any()
@@ -210,237 +196,9 @@ def test_without_people_or_height_the_scale_is_that_of_resize() -> None:
     ],
 )
 def test_impossible_settings_are_named(cfg: CfgNode, changes: dict, message: str) -> None:
+    cfg.INPUT.AUGMENTATION = "crop"
     for key, value in changes.items():
         cfg.INPUT[key] = value
     with pytest.raises(ValueError, match=message):
         build_augmentations(cfg, is_train=True)
     assert len(build_augmentations(cfg, is_train=False)) == 1
-
-
-# --------------------------------------------------------------------------- in the mapper
-
-
-@pytest.fixture()
-def cfg() -> CfgNode:
-    cfg = get_cfg()
-    add_mpn_config(cfg)
-    cfg.INPUT.AUGMENTATION = "crop"
-    cfg.INPUT.CROP_SIZE = 237  # odd, and no multiple of the stride
-    cfg.INPUT.PERSON_HEIGHT = 150.0
-    return cfg
-
-
-@pytest.fixture(scope="module")
-def sample() -> list[dict]:
-    register_pose_datasets()
-    return load_pose_dicts("coco_sample_train", is_train=True)
-
-
-class _Recorded(T.Augmentation):
-    """Does what another augmentation does and keeps the transform."""
-
-    def __init__(self, inner: T.Augmentation) -> None:
-        super().__init__()
-        self.inner = inner
-        self.last: T.Transform | None = None
-
-    def __call__(self, aug_input: T.AugInput) -> T.Transform:
-        self.last = self.inner(aug_input)
-        return self.last
-
-
-def _recording_mapper(cfg: CfgNode) -> tuple[PoseDatasetMapper, _Recorded]:
-    recorded = _Recorded(T.AugmentationList(build_augmentations(cfg, is_train=True)))
-    mapper = PoseDatasetMapper(
-        is_train=True,
-        augmentations=[recorded],
-        image_format="RGB",
-        skeleton=COCO,
-        with_annotations=True,
-    )
-    return mapper, recorded
-
-
-def _decoded(annotations: list[dict], size: tuple[int, int]) -> np.ndarray:
-    import pycocotools.mask as mask_util
-
-    mask = np.zeros(size, bool)
-    for a in annotations:
-        rle = a["segmentation"]
-        if isinstance(rle, list):
-            rle = mask_util.merge(mask_util.frPyObjects(rle, *size))
-        mask |= mask_util.decode(rle).astype(bool)
-    return mask
-
-
-def test_image_joints_boxes_and_masks_stay_together(sample: list[dict], cfg: CfgNode) -> None:
-    """Random crops of photographs against the annotations moved by hand, cell by cell."""
-    np.random.seed(3)
-    mapper, recorded = _recording_mapper(cfg)
-    flipped = 0
-    for record in sample:
-        for _ in range(3):
-            out = mapper(record)
-            assert out["image"].shape == (3, 237, 237)
-            moves = recorded.last.transforms
-            flip = any(isinstance(t, T.HFlipTransform) for t in moves)
-            flipped += flip
-            matrix = np.vstack([moves[0].matrix, [0, 0, 1]])
-            if flip:
-                matrix = np.array([[-1, 0, 237], [0, 1, 0], [0, 0, 1]]) @ matrix
-            _check_joints_and_boxes(record, out, matrix, flip)
-            _check_masks(record, out, matrix)
-    assert 0 < flipped < 3 * len(sample)
-
-
-def _check_joints_and_boxes(record: dict, out: dict, matrix: np.ndarray, flip: bool) -> None:
-    found = out["instances"].gt_keypoints.tensor.numpy()
-    boxes = out["instances"].gt_boxes.tensor.numpy()
-    row = 0
-    for a in record["annotations"]:
-        if a["iscrowd"]:
-            continue
-        outline = np.concatenate([np.array(p).reshape(-1, 2) for p in a["segmentation"]])
-        outline = outline @ matrix[:2, :2].T + matrix[:2, 2]
-        low, high = np.clip(outline.min(0), 0, 237), np.clip(outline.max(0), 0, 237)
-        if not (high > low).all():
-            continue
-        np.testing.assert_allclose(boxes[row], np.concatenate([low, high]), atol=1e-3)
-        joints = np.array(a["keypoints"]).reshape(-1, 3)
-        joints[:, :2] = joints[:, :2] @ matrix[:2, :2].T + matrix[:2, 2]
-        outside = ((joints[:, :2] < 0) | (joints[:, :2] > 237)).any(axis=1)
-        joints[outside | (joints[:, 2] == 0)] = 0
-        if flip:
-            joints = joints[list(COCO.flip_indices)]
-        np.testing.assert_allclose(found[row], joints, atol=1e-3)
-        row += 1
-    assert row == len(found)
-
-
-def _check_masks(record: dict, out: dict, matrix: np.ndarray) -> None:
-    size = record["height"], record["width"]
-    people = record["annotations"]
-    labelled = [a for a in people if not a["iscrowd"] and any(v > 0 for v in a["keypoints"][2::3])]
-    others = [a for a in people if not any(a is b for b in labelled)]
-    known, unknown = _decoded(labelled, size), _decoded(others, size)
-    y, x = np.mgrid[:237, :237] + 0.5
-    inverse = np.linalg.inv(matrix)
-    source = np.stack([x, y, np.ones_like(x)], -1) @ inverse.T
-    column, row = np.floor(source[..., 0]).astype(int), np.floor(source[..., 1]).astype(int)
-    inside = (column >= 0) & (row >= 0) & (column < size[1]) & (row < size[0])
-    column, row = column.clip(0, size[1] - 1), row.clip(0, size[0] - 1)
-    for key, mask in (("person_mask", known | unknown), ("ignore_mask", unknown & ~known)):
-        moved = mask[row, column] & inside
-        padded = np.pad(moved, (0, 3))[: 60 * MASK_STRIDE, : 60 * MASK_STRIDE].astype(float)
-        counts = np.pad(np.ones((237, 237)), (0, 3))
-        cells = padded.reshape(60, 4, 60, 4).sum((1, 3)) / counts.reshape(60, 4, 60, 4).sum((1, 3))
-        cells = cells.round(6)
-        value = out[key].numpy() == 1
-        assert value.shape == (60, 60)
-        # Rounding decides cells at the edge; all others, which the outline leaves whole, agree.
-        assert (value == (cells >= 0.5)).mean() > 0.985
-        whole = (cells == 0) | (cells == 1)
-        assert (value[whole] == (cells[whole] == 1)).mean() > 0.999
-
-
-def test_visible_joints_stay_inside_the_mask(sample: list[dict], cfg: CfgNode) -> None:
-    np.random.seed(0)
-    mapper, recorded = _recording_mapper(cfg)
-    checked = 0
-    for record in sample:
-        mask = _decoded(record["annotations"], (record["height"], record["width"]))
-        for _ in range(3):
-            out = mapper(record)
-            near = torch.nn.functional.max_pool2d(out["person_mask"][None].float(), 3, 1, 1)[0]
-            for a in record["annotations"]:
-                for x, y, v in np.array(a["keypoints"]).reshape(-1, 3):
-                    inside = v == 2 and mask[int(y), int(x)]
-                    ((mx, my),) = recorded.last.apply_coords(np.array([[x, y]]))
-                    if inside and 0 <= mx < 237 and 0 <= my < 237:
-                        assert near[int(my / MASK_STRIDE), int(mx / MASK_STRIDE)] == 1
-                        checked += 1
-    assert checked > 200
-
-
-def test_flip_exchanges_left_and_right(sample: list[dict], cfg: CfgNode) -> None:
-    """A crop and its mirror image, from the same draws."""
-    outs = []
-    for probability in (0.0, 1.0):
-        cfg.INPUT.FLIP_PROB = probability
-        mapper, _ = _recording_mapper(cfg)
-        np.random.seed(8)
-        outs.append(mapper(sample[1]))
-    plain, mirrored = outs
-    assert torch.equal(mirrored["image"], plain["image"].flip(2))
-    joints = plain["instances"].gt_keypoints.tensor[:, list(COCO.flip_indices)].clone()
-    joints[..., 0] = torch.where(joints[..., 2] > 0, 237 - joints[..., 0], 0.0)
-    torch.testing.assert_close(mirrored["instances"].gt_keypoints.tensor, joints, atol=1e-3, rtol=0)
-    assert (joints[..., 2] > 0).sum() > 10
-
-
-def _drawn(tmp_path: Path, *annotations: dict) -> dict:
-    file = tmp_path / "drawn.png"
-    Image.new("RGB", (61, 47), (9, 8, 7)).save(file)
-    record = {"file_name": str(file), "height": 47, "width": 61, "image_id": 3}
-    return {**record, "annotations": list(annotations)}
-
-
-def _person(x1: float, y1: float, x2: float, y2: float, **changes: object) -> dict:
-    person = {"bbox": [x1, y1, x2, y2], "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0}
-    joints = [(x1 + x2) / 2, (y1 + y2) / 2, 2] + [0.5, 0.5, 0] * (COCO.num_keypoints - 1)
-    return {**person, "iscrowd": 0, "keypoints": joints, **changes}
-
-
-def test_no_people_and_crowds_alone(tmp_path: Path, cfg: CfgNode) -> None:
-    mapper = PoseDatasetMapper(cfg, is_train=True)
-    for people in ([], [_person(10, 10, 40, 40, iscrowd=1)]):
-        out = mapper(_drawn(tmp_path, *people))
-        assert out["image"].shape == (3, 237, 237) and len(out["instances"]) == 0
-        assert not out["person_mask"].any()  # the crowd has no mask
-        assert bool(out["ignore_mask"].any()) == bool(people)
-
-
-def test_a_turned_box_without_mask_is_ignored_as_the_turned_box(tmp_path: Path) -> None:
-    turn = _turn(45, 1.0, (30, 24), (40, 40), (80, 80))
-    mapper = PoseDatasetMapper(
-        is_train=True,
-        augmentations=[turn],
-        image_format="RGB",
-        skeleton=COCO,
-        with_annotations=True,
-    )
-    unlabelled = _person(18, 12, 42, 36, keypoints=[0, 0, 0] * COCO.num_keypoints)
-    out = mapper(_drawn(tmp_path, unlabelled))
-    y, x = np.mgrid[:20, :20] * 4.0 + 2
-    diamond = np.abs(x - 40) + np.abs(y - 40)
-    edge = 12 * math.sqrt(2)
-    ignored = out["ignore_mask"].numpy() == 1
-    assert ignored[diamond < edge - 3].all() and not ignored[diamond > edge + 3].any()
-
-
-def test_boxes_of_turned_people() -> None:
-    turn = _turn(30, 1.0, (50, 50), (50, 50), (100, 100))
-    box = np.array([[40.0, 20, 60, 80]])
-
-    def moved(**changes: object) -> np.ndarray:
-        return move_boxes([_person(*box[0], **changes)], box, turn, (100, 100))[0]
-
-    # The ellipse in the box, by its formula, and no joint outside it.
-    c, s = math.cos(math.pi / 6), math.sin(math.pi / 6)
-    half = np.array([math.hypot(10 * c, 30 * s), math.hypot(10 * s, 30 * c)])
-    np.testing.assert_allclose(moved(), [*(50 - half), *(50 + half)], atol=0.05)
-    corner = [41.0, 21.0, 1] + [0, 0, 0] * (COCO.num_keypoints - 1)
-    ((x, y),) = turn.apply_coords(np.array([[41.0, 21.0]]))
-    assert moved(keypoints=corner)[1] == pytest.approx(min(y, 50 - half[1]))
-    assert moved(keypoints=corner)[0] == pytest.approx(min(x, 50 - half[0]), abs=0.05)
-    # A mask that fills the box gives the box; one of a part of the person does not.
-    diamond = [[50, 20, 60, 50, 50, 80, 40, 50]]
-    points = turn.apply_coords(np.array(diamond, float).reshape(-1, 2))
-    np.testing.assert_allclose(moved(segmentation=diamond), [*points.min(0), *points.max(0)])
-    np.testing.assert_allclose(moved(segmentation=[[50, 20, 60, 30, 50, 40]]), moved())
-    # Crowds keep the corners' box; and a transform that turns nothing keeps the box exactly.
-    np.testing.assert_allclose(moved(iscrowd=1), turn.apply_box(box)[0])
-    grown = _turn(0, 1.5, (0, 0), (1, 2), (100, 100))
-    person = _person(*box[0], segmentation=diamond)
-    np.testing.assert_allclose(move_boxes([person], box, grown, (9, 9))[0], [61, 32, 91, 122])
-    assert move_boxes([], np.zeros((0, 4)), turn, (9, 9)).shape == (0, 4)
