@@ -176,6 +176,29 @@ def test_a_process_without_people_joins_in_sums_over_processes(paper_config, mon
     assert calls == [0.0] * 4
 
 
+@pytest.mark.parametrize(("level", "parts"), [(0, ["keypoint", "assembly"]), (1, ["assembly"])])
+def test_people_of_all_processes_weigh_the_same(paper_config, level, parts, monkeypatch):
+    """One person in one process, two or nobody in the other: the mean is that of one process."""
+
+    def loss_and_gradient(inputs):
+        model = build(paper_config, level, parts=parts, options=["MODEL.RESNETS.NORM", "GN"])
+        loss = losses_of(model, inputs)["loss_assembly_prn"]
+        loss.backward()
+        return torch.cat(
+            [loss.detach()[None], model.assembler.evidence.output.weight.grad.flatten()]
+        )
+
+    (one,), (two,), (nobody,) = batch(PEOPLE[0]), batch(PEOPLE[1]), batch([])
+    for shares, people_of_all in ((([one], [two]), 3), (([two], [nobody]), 2)):
+        want = loss_and_gradient(shares[0] + shares[1])
+        with monkeypatch.context() as patch:
+            patch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+            patch.setattr(torch.distributed, "all_reduce", lambda x, n=people_of_all: x.fill_(n))
+            found = sum(loss_and_gradient(inputs) for inputs in shares) / 2
+        assert want[0] > 0
+        torch.testing.assert_close(found, want)
+
+
 def test_matched_people_are_counted_and_level_1_takes_peaks(paper_config):
     model = build(paper_config, 1, "peaks")
     with EventStorage() as storage:

@@ -197,7 +197,8 @@ class MultiPoseNet(RetinaNet):
             losses.update(self._joint_assembly_losses(images, people, maps, gt_instances))
         elif "assembly" in self.train_parts:
             samples = samples_from_annotations(gt_instances, self.min_keypoints)
-            losses.update(self.assembler.losses(samples))
+            found = self.assembler.losses(samples)
+            losses.update(self._per_person_of_all_processes(found, len(samples)))
         return losses
 
     def _keypoint_losses(
@@ -270,9 +271,18 @@ class MultiPoseNet(RetinaNet):
             for found, gt in zip(people, gt_instances, strict=True)
         ]
         boxes, owners = [list(part) for part in zip(*matched, strict=True)]
-        get_event_storage().put_scalar("joint/matched_people", sum(map(len, boxes)))
+        count = sum(map(len, boxes))
+        get_event_storage().put_scalar("joint/matched_people", count)
         candidates, _ = self.keypoint_head.inference(maps, images.image_sizes)
-        return self.assembler.losses_on_predictions(candidates, boxes, owners, maps)
+        losses = self.assembler.losses_on_predictions(candidates, boxes, owners, maps)
+        return self._per_person_of_all_processes(losses, count)
+
+    def _per_person_of_all_processes(
+        self, losses: dict[str, torch.Tensor], count: int
+    ) -> dict[str, torch.Tensor]:
+        """Means over `count` people of this process, weighted by them; see below."""
+        weight = count / self._mean_over_processes(count)
+        return {name: weight * loss for name, loss in losses.items()}
 
     def _ema_update(
         self, name: str, value: float, initial_value: float, momentum: float = 0.9
@@ -284,12 +294,12 @@ class MultiPoseNet(RetinaNet):
         """
         return 1.0
 
-    def _mean_over_processes(self, positives: int) -> float:
-        """Positive anchors of all processes, at least 1, per process: the loss normaliser.
+    def _mean_over_processes(self, count: int) -> float:
+        """Positive anchors (or people) of all processes, at least 1, per process: the normaliser.
 
         The mean over processes (DDP) is then what one process finds on the whole batch.
         """
-        total, world = torch.tensor(float(positives), device=self.device), comm.get_world_size()
+        total, world = torch.tensor(float(count), device=self.device), comm.get_world_size()
         if world > 1:
             torch.distributed.all_reduce(total)
         return max(total.item(), 1.0) / world
