@@ -179,6 +179,7 @@ def _train_stage(
     trainer.resume_or_load(resume=resume, strict=strict)
     if not resume:
         _check_loaded(cfg, trainer.checkpointer, needed)
+        _warn_of_cold_start(cfg, trainer.checkpointer)
     if trainer.start_iter < trainer.max_iter:
         trainer.train()
         return trainer.last_results
@@ -217,6 +218,25 @@ def _check_loaded(cfg: CfgNode, checkpointer: PoseCheckpointer, parts: Sequence[
     if not trains_without_images(cfg):
         raise ValueError(message)
     logger.warning("%s (%s will hold random values for them)", message, FINAL)
+
+
+def _warn_of_cold_start(cfg: CfgNode, checkpointer: PoseCheckpointer) -> None:
+    """Parts that train together above level 0 are meant to be trained ones (review notes, 4.2)."""
+    parts = cfg.MODEL.TRAIN_PARTS
+    if cfg.MODEL.JOINT_LEVEL == 0 or len(parts) < 2:
+        return
+    missing = checkpointer.not_loaded
+    cold = [x for x in parts if not missing.isdisjoint(_names_in_parts(checkpointer.model, [x]))]
+    if cold:
+        logger.warning(
+            "MODEL.JOINT_LEVEL %d starts from untrained parts (%s), which MODEL.WEIGHTS %r does "
+            "not hold: to start from trained ones, train the stages first (--stage all) and give "
+            "MODEL.WEIGHTS <their OUTPUT_DIR>/%s",
+            cfg.MODEL.JOINT_LEVEL,
+            ", ".join(cold),
+            cfg.MODEL.WEIGHTS,
+            FINAL,
+        )
 
 
 def _names_in_parts(model: nn.Module, parts: Sequence[str]) -> list[str]:

@@ -301,6 +301,29 @@ def test_the_assembly_without_weights_only_warns(run, monkeypatch):
     assert len(warnings) == 1 and "keypoint and person parts would stay untrained" in warnings[0]
 
 
+def test_joint_training_from_untrained_parts_warns(run, out, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(stages.logger, "warning", lambda text, *a: warnings.append(text % a))
+    options = ["MODEL.JOINT_LEVEL", "3", "MODEL.PRN.INPUT_MODE", "heatmap", *NO_TEST]
+    options += ["SOLVER.MAX_ITER", "1"]
+    fresh = ["OUTPUT_DIR", str(out / "joint")]
+    run("joint", [*options, *fresh])
+    (text,) = warnings
+    assert "JOINT_LEVEL 3 starts from untrained parts (keypoint, person, assembly)" in text
+    assert "(--stage all) and give MODEL.WEIGHTS <their OUTPUT_DIR>/model_final.pth" in text
+    # Weights of a stage hold all parts, as do those of a run that is resumed.
+    run("joint", [*options, *fresh], resume=True)
+    run("joint", [*options, *fresh, "MODEL.WEIGHTS", str(out / "model_final.pth")])
+    # Level 0 needs none.
+    run("joint", [*fresh, *NO_TEST, "SOLVER.MAX_ITER", "1"])
+    assert len(warnings) == 1
+    # The stages' own trunk alone is no trained part.
+    trunk = {n: v for n, v in weights(out / "model_final.pth").items() if "bottom_up" in n}
+    torch.save({"model": trunk}, out / "trunk.pth")
+    run("joint", [*options, *fresh, "MODEL.WEIGHTS", str(out / "trunk.pth")])
+    assert len(warnings) == 2 and "(keypoint, person, assembly)" in warnings[1]
+
+
 def test_the_assembly_learns_from_trained_parts_only(run, out):
     """Level 1 with all else frozen, of a chain's weights; without weights it stops."""
     options = ["MODEL.TRAIN_PARTS", "['assembly']", "MODEL.JOINT_LEVEL", "1", *NO_TEST]
