@@ -176,6 +176,25 @@ def test_a_process_without_people_joins_in_sums_over_processes(paper_config, mon
     assert calls == [0.0] * 4
 
 
+@pytest.mark.parametrize("shared", ["True", "False"])
+def test_norm_statistics_move_once_a_step_at_every_level(paper_config, shared):
+    """Level 2 runs the keypoint pyramid and head twice."""
+    options = ["MODEL.POSE_FPN.SHARED", shared, "MODEL.KP_SUBNET.NORM", "BN"]
+    options += ["MODEL.RESNETS.NORM", "BN", "MODEL.FPN.NORM", "BN", "MODEL.RETINANET.NORM", "BN"]
+    found = []
+    for level in (1, 2):
+        model = build(paper_config, level, options=options)
+        before = [(m.training, vars(m).get("momentum")) for m in model.modules()]
+        sum(losses_of(model, batch(*PEOPLE)).values()).backward()
+        assert [(m.training, vars(m).get("momentum")) for m in model.modules()] == before
+        losses_of(model, batch(*PEOPLE))
+        found.append(dict(model.named_buffers()))
+    counters = {n: int(v) for n, v in found[1].items() if n.endswith("num_batches_tracked")}
+    assert counters and set(counters.values()) == {2}
+    for name, value in found[1].items():
+        torch.testing.assert_close(value, found[0][name], msg=name)
+
+
 @pytest.mark.parametrize(("level", "parts"), [(0, ["keypoint", "assembly"]), (1, ["assembly"])])
 def test_people_of_all_processes_weigh_the_same(paper_config, level, parts, monkeypatch):
     """One person in one process, two or nobody in the other: the mean is that of one process."""

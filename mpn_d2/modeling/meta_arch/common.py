@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from detectron2.structures import Instances
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def group_by_padded_size(images: list[torch.Tensor], divisibility: int) -> list[list[int]]:
@@ -66,6 +70,26 @@ def require_training_fields(batched_inputs: list[dict]) -> None:
                 f"training input has no {field!r} (it has {sorted(batched_inputs[0])}): "
                 "use mpn_d2's PoseDatasetMapper for images"
             )
+
+
+@contextmanager
+def statistics_stay(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, batch norms in training mode normalise as ever but leave their running statistics.
+
+    For layers that see one batch twice in a step.
+    """
+    norms = [m for top in modules for m in top.modules() if isinstance(m, _BatchNorm)]
+    # In eval mode the flag would make them use the batch's statistics.
+    norms = [m for m in norms if m.training]
+    before = [(m.track_running_stats, m.momentum) for m in norms]
+    try:
+        for norm in norms:
+            # The momentum for Detectron2's own synchronised norm, which ignores the flag.
+            norm.track_running_stats, norm.momentum = False, 0.0
+        yield
+    finally:
+        for norm, (tracked, momentum) in zip(norms, before, strict=True):
+            norm.track_running_stats, norm.momentum = tracked, momentum
 
 
 def mostly_inside(boxes: torch.Tensor, regions: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ from mpn_d2.modeling.meta_arch.common import (
     group_by_padded_size,
     mostly_inside,
     require_training_fields,
+    statistics_stay,
 )
 from mpn_d2.modeling.meta_arch.joint import (
     check_joint_level,
@@ -256,7 +257,8 @@ class MultiPoseNet(RetinaNet):
             return maps
         # Once more on a detached trunk: the same maps, with gradients down to the pyramid.
         cut = {name: feature.detach() for name, feature in features.items()}
-        return self.keypoint_head.layers(self.backbone.pyramids(cut, person=False))
+        with statistics_stay([*self.backbone.keypoint_modules(), self.keypoint_head]):
+            return self.keypoint_head.layers(self.backbone.pyramids(cut, person=False))
 
     def _joint_assembly_losses(
         self,
