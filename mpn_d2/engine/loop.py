@@ -29,9 +29,9 @@ class TrainingLoop(SimpleTrainer):
     A batch of this process is cut into `accumulation` micro-batches of equal size; their
     gradients are summed, each weighted by its share of the batch, before the one step of the
     optimiser. That is the gradient of the whole batch for losses that are means over images of
-    equal padded size or over people. Losses with a normaliser of their own (the detector divides
-    by its positive anchors) use that of the micro-batch, as each GPU of a larger machine would
-    use its own images.
+    equal padded size or over people. For others (the detector divides by positive anchors) a model
+    may give weights of its own: `micro_batch_weights(micro_batches)`, {head of loss_<head>_<what>:
+    a weight for each}.
 
     Dropout draws from a stream seeded by (seed, iteration, process) at every step, so that a
     resumed run goes on as if it had never stopped.
@@ -100,21 +100,29 @@ class TrainingLoop(SimpleTrainer):
         parts = [batch[first : first + size] for first in range(0, len(batch), size)]
         totals: dict[str, torch.Tensor] = defaultdict(float)
         broken = []
-        for part in parts:
+        for part, weights in zip(parts, self._own_weights(parts), strict=True):
             with self._no_sync_before(part is parts[-1]):
                 with self.autocast():
                     losses = self.model(part)
                 share = len(part) / len(batch)
-                self.scaler.scale(share * sum(losses.values())).backward()
+                losses = {k: weights.get(_head(k), share) * v for k, v in losses.items()}
+                self.scaler.scale(sum(losses.values())).backward()
             names = [k for k, v in losses.items() if not torch.isfinite(v)]
             if names:
                 broken.append((names, sample_names(part)))
             for name, loss in losses.items():
-                totals[name] = totals[name] + share * loss.detach()
+                totals[name] = totals[name] + loss.detach()
         if not broken and not self._gradients_are_finite():
             broken.append(([_GRADIENT], sample_names(batch)))
         _raise_if_broken(broken, self.iter, self.device)
         return totals
+
+    def _own_weights(self, parts: list[list[dict]]) -> list[dict[str, float]]:
+        """Of each micro-batch, the weights that the model itself gives."""
+        if len(parts) == 1 or not hasattr(self.bare_model, "micro_batch_weights"):
+            return [{} for _ in parts]
+        found = self.bare_model.micro_batch_weights(parts)
+        return [{head: weights[i] for head, weights in found.items()} for i in range(len(parts))]
 
     def _gradients_are_finite(self) -> bool:
         """Also True with float16's scaler, which leaves out the step if they are not."""
@@ -182,6 +190,11 @@ def build_training_loop(
         ema_decay=cfg.SOLVER.EMA.DECAY,
         seed=max(cfg.SEED, 0),
     )
+
+
+def _head(name: str) -> str:
+    """The head that a loss belongs to: loss_<head>_<what>."""
+    return name.split("_")[1] if "_" in name else name
 
 
 def step_seed(seed: int, iteration: int, rank: int) -> int:

@@ -65,7 +65,9 @@ def runs(folder: str) -> dict:
     register_pose_datasets()
     found = {stage: losses_of(config(folder, stage, [])) for stage in STAGES}
     options = ["SOLVER.MAX_ITER", "4", "SOLVER.ACCUMULATION", "2"]
-    found["accumulated"] = losses_of(config(folder, "keypoint", options))
+    # All parts at level 0; micro-batches of one or two images differ in positives and people.
+    found["accumulated"] = losses_of(config(folder, "joint", options))
+    found["whole"] = losses_of(config(folder, "joint", options[:2]))
     # Every anchor is a box: people are found from the start, not as many in each process.
     options = ["MODEL.JOINT_LEVEL", "3", "MODEL.PRN.INPUT_MODE", "heatmap", "SOLVER.MAX_ITER", "4"]
     options += [
@@ -171,6 +173,13 @@ def test_losses_are_those_of_one_process(run, one, two):
             assert y[name] == pytest.approx(value, abs=1e-4, rel=1e-4), (iteration, name)
     # They trained: what is compared is no constant.
     assert abs(a[0]["total_loss"] - a[-1]["total_loss"]) > 1e-4 * a[0]["total_loss"]
+
+
+def test_micro_batches_are_the_whole_batch(one, two):
+    for found in (one, *two):
+        assert len(found["whole"]) == 4 and set(found["whole"][0]) == set(found["accumulated"][0])
+        for whole, parts in zip(found["whole"], found["accumulated"], strict=True):
+            assert parts == pytest.approx(whole, abs=1e-4, rel=1e-4)
 
 
 def test_evaluation_is_that_of_one_process(one, two):

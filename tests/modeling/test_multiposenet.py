@@ -10,6 +10,7 @@ from detectron2.utils.events import EventStorage
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
 from mpn_d2.modeling.meta_arch.common import mostly_inside
+from mpn_d2.modeling.meta_arch.micro_batches import count_positive_anchors, weights_of_counts
 from mpn_d2.modeling.meta_arch.multiposenet import PARTS
 
 SMALL = ["MODEL.PRN.NODES", "8", "INPUT.MIN_SIZE_TRAIN", "(128,)", "INPUT.MIN_SIZE_TEST", "128"]
@@ -135,6 +136,34 @@ def test_normaliser_of_processes_is_that_of_the_whole_batch(paper_config, monkey
     # DDP's mean over two processes of sums 10 and 4.
     mean = sum(total / model._mean_over_processes(n) for total, n in zip((10, 4), shares)) / 2
     assert mean == pytest.approx(14 / max(sum(shares), 1))
+
+
+@pytest.mark.parametrize("config", ["R_18_small", "R_50_dilated"])
+def test_positives_are_counted_without_features(paper_config, sample, config):
+    """Images of several odd sizes, padded together; the last pyramid levels round up."""
+    options = [*SMALL, "MODEL.TRAIN_PARTS", "['person']", "MODEL.RESNETS.NORM", "FrozenBN"]
+    options += ["MODEL.WEIGHTS", ""]
+    cfg = paper_config(f"MultiPoseNet/{config}.yaml", options)
+    model = build_model(cfg).train()
+    inputs = batch(cfg, sample[:3])
+    assert len({tuple(x["image"].shape) for x in inputs}) > 1
+    for part in (inputs, inputs[1:]):
+        with EventStorage() as storage:
+            model(part)
+            logged = storage.latest()["num_pos_anchors"][0]
+        found = count_positive_anchors(model, part)
+        assert found > 0 and found == pytest.approx(logged * len(part))
+
+
+def test_micro_batches_weigh_by_what_their_losses_divide_by(monkeypatch):
+    cpu = torch.device("cpu")
+    assert weights_of_counts([3, 1], cpu) == [0.75, 0.25]
+    # A part with nothing divides by 1.
+    assert weights_of_counts([0, 4], cpu) == [0.25, 1.0]
+    assert weights_of_counts([0, 0], cpu) == [1.0, 1.0]
+    monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(torch.tensor([1, 3])))
+    assert weights_of_counts([3, 1], cpu) == [0.5, 0.5]
 
 
 def test_validation_keeps_no_graph(paper_config, sample):

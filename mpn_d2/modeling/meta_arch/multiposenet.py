@@ -30,6 +30,7 @@ from mpn_d2.modeling.meta_arch.joint import (
     match_boxes,
     samples_from_annotations,
 )
+from mpn_d2.modeling.meta_arch.micro_batches import weights_by_part
 from mpn_d2.structures.ground_truth import gt_boxes, gt_candidates
 from mpn_d2.structures.outputs import Candidates, HeatmapOutputs
 
@@ -165,6 +166,10 @@ class MultiPoseNet(RetinaNet):
         }
 
     # ---------------------------------------------------------------- training
+
+    def micro_batch_weights(self, batches: list[list[dict]]) -> dict[str, list[float]]:
+        """What each of a batch's parts weighs in it, see micro_batches.py."""
+        return weights_by_part(self, batches)
 
     def image_losses(self, batched_inputs: list[dict]) -> dict[str, torch.Tensor]:
         """Losses of all training parts on a batch of images, before the weights of the parts."""
@@ -389,6 +394,3 @@ class MultiPoseNet(RetinaNet):
         for x, pose in zip(people, poses, strict=True):
             x.pred_keypoints = pose.keypoints
             x.pose_scores = pose.scores
-
-
-__all__ = ["PARTS", "MultiPoseNet"]
