@@ -143,7 +143,7 @@ def _head(
     cost = cost + 0.5 * (~_HEAD_SHOWN & (face[:, 2] == 2)).sum(axis=1)
     cost = cost + _facing_cost(keypoints, stature, turn)
     if not labelled.any():
-        axes = _HEAD_AXES[int(np.argmin(cost))]
+        axes = _HEAD_AXES[_cheapest(cost)]
         return None, expected, _turned(axes, turn)
     points = face[labelled, :2] @ turn.T
     model = _HEAD_POINTS[:, labelled]
@@ -153,11 +153,16 @@ def _head(
     scale = (moved * centred).sum(axis=(1, 2)) / np.maximum(square, 1e-9)
     scale = np.clip(scale, 0.6 * expected, 1.5 * expected)
     misfit = ((scale[:, None, None] * moved - centred) ** 2).sum(axis=(1, 2)) / expected**2
-    best = int(np.argmin(cost + 4 * misfit))
+    best = _cheapest(cost + 4 * misfit)
     # With few points the scale is a guess: keep near what the body says.
     radius = float(scale[best]) if labelled.sum() > 2 else expected
     centre = (middle - radius * model_middle[best, 0]) @ turn
     return centre, radius, _turned(_HEAD_AXES[best], turn)
+
+
+def _cheapest(cost: np.ndarray) -> int:
+    """The first of the best: ties, as of mirrored heads, must not hang on a machine's last bit."""
+    return int(np.argmin(np.round(cost, 9)))
 
 
 def _facing_cost(keypoints: np.ndarray, stature: float, turn: np.ndarray) -> np.ndarray:

@@ -142,7 +142,7 @@ def sample_groups(draws: Draws, size: tuple[int, int]) -> list[Person]:
     if count >= 4 and draws.chance(0.12):
         people += _crowd(draws, size)
     for _ in range(count - len(people)):
-        partner = draws.choice(people) if people and draws.chance(0.4) else None
+        partner = draws.choice(people) if people and draws.chance(0.3) else None
         if partner is not None and partner.kind == "crowd":
             partner = None
         if partner is not None:
@@ -152,7 +152,7 @@ def sample_groups(draws: Draws, size: tuple[int, int]) -> list[Person]:
         height = min(max(height, 42), 266)
         person = make_person(sample_figure(draws, height), sample_look(draws))
         person.kind = "unknown" if draws.chance(0.42 if height < 75 else 0.05) else "known"
-        people = _placed(draws, size, people, person, partner, (0.1, 0.45))
+        people = _placed(draws, size, people, person, partner, (0.2, 0.45), least=0.6)
     return from_back_to_front(people)
 
 
@@ -173,7 +173,7 @@ def sample_dense_groups(draws: Draws, size: tuple[int, int]) -> list[Person]:
         person = make_person(sample_figure(draws, height), sample_look(draws))
         person.kind = "unknown" if draws.chance(0.07) else "known"
         before = len(people)
-        people = _placed(draws, size, people, person, partner, (0.03, 0.2))
+        people = _placed(draws, size, people, person, partner, (0.03, 0.2), least=0.28)
         if partner is None and len(people) > before:
             first = people[-1]
     return from_back_to_front(people) if len(people) >= 3 else sample_dense_groups(draws, size)
@@ -186,8 +186,12 @@ def _placed(
     person: Person,
     partner: Person | None,
     offsets: tuple[float, float],
+    least: float,
 ) -> list[Person]:
-    """`people` with the person somewhere, last; without where no place was found."""
+    """`people` with the person somewhere, last; without where no place was found.
+
+    `offsets`: between the middles, of both widths; `least`: share of everybody left to see.
+    """
     height, width = size
     tall, wide = person.outline.shape
     for _ in range(8):
@@ -200,7 +204,6 @@ def _placed(
             x = (x1 + x2) / 2 + offset * (x2 - x1 + wide)
             bottom = y2 + draws.around(0, 0.12) * tall
         moved = move(person, x, bottom)
-        least = 0.3 if partner is None else 0.28
         if all_visible(from_back_to_front([*people, moved]), size, least):
             return [*people, moved]
     return people

@@ -121,7 +121,7 @@ def finish(draws: Draws, picture: np.ndarray) -> np.ndarray:
     image = table.astype(np.uint8)[image]
     if draws.chance(0.6):
         amount = draws.integer(1, 7)
-        noise = draws.generator.integers(0, 2 * amount + 1, image.shape, dtype=np.uint8)
+        noise = np.floor(draws.generator.random(image.shape) * (2 * amount + 1)).astype(np.int16)
         image = np.clip(image.astype(np.int16) + noise - amount, 0, 255).astype(np.uint8)
     return image
 
