@@ -31,7 +31,7 @@ from mpn_d2.data.synthetic import write_dataset
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.setup import start_run
 from mpn_d2.engine.showcase import contact_sheet, drawn_predictions, goes_on
-from mpn_d2.engine.stages import FINAL, evaluate, train
+from mpn_d2.engine.stages import FINAL, evaluate, stage_config, train
 from mpn_d2.utils.results import flat_metrics, format_figure, provenance, write_results
 from mpn_d2.utils.visualize import write_png
 from tools import plot_metrics
@@ -76,12 +76,14 @@ def main(args: Namespace) -> None:
         groups = {"" if args.dataset == "drawn-v1" else f"{args.dataset}/": []}
     for group, options in groups.items():
         folder = runs / (group.rstrip("/") or args.dataset)
-        cfg, resumed = train_run(config, [*args.opts, *options, "OUTPUT_DIR", str(folder)])
+        options = [*args.opts, *options, "OUTPUT_DIR", str(folder)]
+        cfg, resumed = train_run(config, options)
         weights = str(folder / FINAL)
         results = evaluate(cfg, weights=weights)[cfg.DATASETS.TEST[0]]
         # What this call trained of a resumed run, if anything, is not the whole.
         seconds = None if resumed else round(time.perf_counter() - start, 1)
-        record(Path(args.output), group, flat_metrics(results, group), cfg, seconds)
+        metrics = flat_metrics(results, group)
+        record(Path(args.output), group, metrics, cfg, schedule(cfg, options), seconds)
         if not args.ablation:
             show(cfg, weights, Path(args.output) / "images", name)
         start = time.perf_counter()
@@ -114,19 +116,29 @@ def train_run(config: str, options: list[str]) -> tuple[CfgNode, bool]:
     return cfg, resume
 
 
+def schedule(cfg: CfgNode, options: list[str]) -> dict[str, str]:
+    """Iterations x batch by stage."""
+    solvers = {name: stage_config(cfg, name, options).SOLVER for name in cfg.STAGES.ORDER}
+    return {name: f"{s.MAX_ITER} x {s.IMS_PER_BATCH}" for name, s in solvers.items()}
+
+
 def record(
-    output: Path, group: str, metrics: dict[str, float | None], cfg: CfgNode, seconds: float | None
+    output: Path,
+    group: str,
+    metrics: dict[str, float | None],
+    cfg: CfgNode,
+    iterations: dict[str, str],
+    seconds: float | None,
 ) -> None:
     """Puts the figures of a group into results/synthetic.json; those of the others stay."""
     path = output / "results" / "synthetic.json"
     content = json.loads(path.read_text()) if path.is_file() else {}
     kept = {k: v for k, v in content.get("metrics", {}).items() if not in_group(k, group)}
-    stages = {name: cfg.STAGES[name.upper()].SOLVER for name in cfg.STAGES.ORDER}
     about = {
         **provenance(),
         "seconds": seconds,
         "seed": cfg.SEED,
-        "iterations x batch": {n: f"{s.MAX_ITER} x {s.IMS_PER_BATCH}" for n, s in stages.items()},
+        "iterations x batch": iterations,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_results(
