@@ -8,7 +8,8 @@
 Draws the dataset, trains all stages, evaluates on the test images, and writes figures
 (results/synthetic.json), learning curves and pictures of predictions (images/) into --output.
 `--ablation` trains variants of the network on one short schedule instead and prints their table.
-An interrupted run goes on where it stopped when the command is repeated.
+An interrupted run goes on where it stopped when the command is repeated; its seconds are those of
+all calls, iterations that were trained again included.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import argparse
 import json
 import os
 import sys
-import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.data.synthetic import write_dataset
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.setup import start_run
-from mpn_d2.engine.showcase import contact_sheet, drawn_predictions, goes_on
+from mpn_d2.engine.showcase import RunClock, contact_sheet, drawn_predictions, goes_on
 from mpn_d2.engine.stages import FINAL, evaluate, stage_config, train
 from mpn_d2.utils.results import flat_metrics, format_figure, provenance, write_results
 from mpn_d2.utils.visualize import write_png
@@ -66,7 +66,6 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
 
 
 def main(args: Namespace) -> None:
-    start = time.perf_counter()
     runs, name = Path(args.runs), args.dataset.replace("-", "_")
     draw_data(args, runs / "datasets")
     config = args.config_file or str(CONFIGS / f"{name}{'_ablation' if args.ablation else ''}.yaml")
@@ -77,16 +76,13 @@ def main(args: Namespace) -> None:
     for group, options in groups.items():
         folder = runs / (group.rstrip("/") or args.dataset)
         options = [*args.opts, *options, "OUTPUT_DIR", str(folder)]
-        cfg, resumed = train_run(config, options)
         weights = str(folder / FINAL)
+        cfg, clock = train_run(config, options)
         results = evaluate(cfg, weights=weights)[cfg.DATASETS.TEST[0]]
-        # What this call trained of a resumed run, if anything, is not the whole.
-        seconds = None if resumed else round(time.perf_counter() - start, 1)
         metrics = flat_metrics(results, group)
-        record(Path(args.output), group, metrics, cfg, schedule(cfg, options), seconds)
+        record(Path(args.output), group, metrics, cfg, schedule(cfg, options), clock.stop())
         if not args.ablation:
             show(cfg, weights, Path(args.output) / "images", name)
-        start = time.perf_counter()
     print_table(Path(args.output), list(groups))
 
 
@@ -102,18 +98,19 @@ def draw_data(args: Namespace, root: Path) -> None:
     register_pose_datasets()
 
 
-def train_run(config: str, options: list[str]) -> tuple[CfgNode, bool]:
-    """Trains the chain of a config; returns it, and whether earlier calls trained a part of it."""
+def train_run(config: str, options: list[str]) -> tuple[CfgNode, RunClock]:
+    """Trains the chain of a config; returns it, and the clock of all that was spent on it."""
     cfg = load_config(config, options)
     cfg.freeze()
     resume = goes_on(cfg)
+    clock = RunClock(Path(cfg.OUTPUT_DIR) / "seconds.json", resume=resume)
     start_run(cfg, Namespace(config_file="", opts=options))
     untested = cfg.clone()
     untested.defrost()
     untested.DATASETS.TEST = ()
     untested.freeze()
     train(untested, "all", options, resume=resume)
-    return cfg, resume
+    return cfg, clock
 
 
 def schedule(cfg: CfgNode, options: list[str]) -> dict[str, str]:
@@ -128,7 +125,7 @@ def record(
     metrics: dict[str, float | None],
     cfg: CfgNode,
     iterations: dict[str, str],
-    seconds: float | None,
+    seconds: float,
 ) -> None:
     """Puts the figures of a group into results/synthetic.json; those of the others stay."""
     path = output / "results" / "synthetic.json"
@@ -144,7 +141,7 @@ def record(
     write_results(
         path,
         {**kept, **metrics},
-        seconds=seconds or 0,
+        seconds=seconds,
         seed=cfg.SEED,
         runs={**content.get("runs", {}), group.rstrip("/") or "drawn-v1": about},
     )

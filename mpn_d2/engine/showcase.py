@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +19,42 @@ from mpn_d2.engine.checkpoint import TAG
 from mpn_d2.engine.predictor import ImagePredictor
 from mpn_d2.engine.stages import FINAL
 from mpn_d2.structures.skeleton import get_skeleton
+from mpn_d2.utils.files import write_text_atomically
 from mpn_d2.utils.visualize import draw_people
+
+
+class RunClock:
+    """Seconds spent on a run by all the calls that it took; a killed call loses a few of them.
+
+    Args:
+        path: JSON file that keeps them.
+        resume: add to what stands there, as nothing would be left of a run that starts anew.
+        every: seconds between two writings.
+    """
+
+    def __init__(self, path: Path, *, resume: bool, every: float = 10.0) -> None:
+        self._path, self._start = path, time.perf_counter()
+        self._before = json.loads(path.read_text())["seconds"] if resume and path.is_file() else 0.0
+        self._stopped = threading.Event()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._write()
+        self._thread = threading.Thread(target=self._run, args=(every,), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> float:
+        """The sum; the clock stands still from now on."""
+        self._stopped.set()
+        self._thread.join()
+        return self._write()
+
+    def _run(self, every: float) -> None:
+        while not self._stopped.wait(every):
+            self._write()
+
+    def _write(self) -> float:
+        seconds = round(self._before + time.perf_counter() - self._start, 1)
+        write_text_atomically(self._path, json.dumps({"seconds": seconds}) + "\n")
+        return seconds
 
 
 def goes_on(cfg: CfgNode) -> bool:
