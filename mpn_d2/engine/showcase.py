@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import yaml
 from detectron2.config import CfgNode
 
 from mpn_d2.data.datasets import load_pose_dicts
@@ -57,12 +58,22 @@ class RunClock:
         return seconds
 
 
+# What weights do not depend on: a finished run is tested anew with other values of these.
+TEST_KEYS = (
+    ("DATASETS", "TEST"),
+    ("INPUT", "MIN_SIZE_TEST"),
+    ("INPUT", "MAX_SIZE_TEST"),
+    ("MODEL", "RETINANET", "NMS_THRESH_TEST"),
+    ("MODEL", "RETINANET", "SCORE_THRESH_TEST"),
+)
+
+
 def goes_on(cfg: CfgNode) -> bool:
-    """Whether OUTPUT_DIR holds a run of this very config; one of another config is removed."""
+    """Whether OUTPUT_DIR holds a training of this config (TEST_KEYS aside); another is removed."""
     saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
     if not saved.is_file():
         return False
-    if saved.read_text() == cfg.dump():
+    if _trains(yaml.safe_load(saved.read_text())) == _trains(yaml.safe_load(cfg.dump())):
         return True
     print(f"{cfg.OUTPUT_DIR} holds a run of another config: starting anew.")
     for stage in cfg.STAGES.ORDER:
@@ -70,6 +81,16 @@ def goes_on(cfg: CfgNode) -> bool:
     for name in (FINAL, TAG, "results.json"):
         (Path(cfg.OUTPUT_DIR) / name).unlink(missing_ok=True)
     return False
+
+
+def _trains(config: dict) -> dict:
+    """A config without TEST_KEYS."""
+    for *nodes, key in TEST_KEYS:
+        node = config
+        for name in nodes:
+            node = node.get(name, {})
+        node.pop(key, None)
+    return config
 
 
 def drawn_predictions(

@@ -73,6 +73,20 @@ def test_figures_of_the_run_and_of_each_variant_stand_side_by_side(
     assert again["runs"]["drawn-v1"]["seconds"] > alone["runs"]["drawn-v1"]["seconds"]
 
 
+def test_other_test_settings_test_again_and_other_training_settings_train_again(
+    tmp_path, few_test_images
+):
+    weights = tmp_path / "runs" / "drawn-v1" / "assembly" / "model_final.pth"
+
+    def trained(*options: str) -> int:
+        run(tmp_path, *options)
+        return weights.stat().st_mtime_ns
+
+    first = trained()
+    assert trained("MODEL.RETINANET.NMS_THRESH_TEST", "0.4", "INPUT.MAX_SIZE_TEST", "96") == first
+    assert trained("SOLVER.BASE_LR", "0.01") > first
+
+
 def test_three_minutes_on_drawn_people_teach_every_part(tmp_path):
     command = [sys.executable, str(REPO / "tools" / "train_synthetic.py")]
     command += ["--runs", str(tmp_path / "runs"), "--output", str(tmp_path), "--images", "600"]
