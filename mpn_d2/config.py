@@ -200,8 +200,9 @@ def _add_model_keys(cfg: CN) -> None:
 def _add_assembly_keys(cfg: CN) -> None:
     cfg.MODEL.ASSEMBLER = CN()
     # Registered assembler (POSE_ASSEMBLER_REGISTRY).
-    cfg.MODEL.ASSEMBLER.NAME = "GridAssembler"
-    # How a box rates cells: prn | prn_nonresidual | ucr | max | identity. [paper: prn]
+    cfg.MODEL.ASSEMBLER.NAME = "PoseAssembler"
+    # How a box rates candidates: prn | prn_nonresidual | ucr | max | identity | learned [ours].
+    # [paper: prn]
     cfg.MODEL.ASSEMBLER.EVIDENCE = "prn"
     # Candidates to boxes: reference [KP] | mutual_best [ours] | hungarian | argmax [TC].
     cfg.MODEL.ASSEMBLER.MATCHING = "mutual_best"
@@ -215,6 +216,9 @@ def _add_assembly_keys(cfg: CN) -> None:
     cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH = 0.5
     # Multiply the pose score (mean keypoint score) by the box score. [references: False]
     cfg.MODEL.ASSEMBLER.SCORE_TIMES_BOX = False
+
+    # What the assembly trains on: people (one box each) | images (all boxes together; learned).
+    cfg.MODEL.ASSEMBLER.SAMPLES = "people"
 
     cfg.MODEL.PRN = CN()
     # Units of the hidden layers. [paper: 1024]
@@ -237,8 +241,11 @@ def _add_assembly_keys(cfg: CN) -> None:
     cfg.MODEL.PRN.LABEL_SIGMA = 2.0
     # People with fewer labelled keypoints are no training samples. [paper: more than 2]
     cfg.MODEL.PRN.MIN_KEYPOINTS = 3
-    # Order of training: sorted (many keypoints and large people first) [paper] | none (shuffled).
+    # Order of training: sorted (many keypoints and large people first) [paper] | growing (few
+    # keypoints first) [TC] | none (shuffled).
     cfg.MODEL.PRN.CURRICULUM = "sorted"
+    # Curriculum growing: iterations until people with one more keypoint join. [TC: 10000]
+    cfg.MODEL.PRN.GROWING_ITERS = 10000
     # Probability that a training person is mirrored, 0 to 1. [KP: 0; TC: 0.5]
     cfg.MODEL.PRN.FLIP_PROB = 0.0
 
@@ -269,6 +276,22 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.ROTATION = 40.0
     # Images with fewer labelled keypoints (all people together) are not trained on. [ours]
     cfg.INPUT.MIN_KEYPOINTS_PER_IMAGE = 0
+    # Degraded samples of the assembly's training: probability, 0 to 1. [references: 0]
+    cfg.INPUT.NOISE = CN()
+    cfg.INPUT.NOISE.PROB = 0.0
+    # The most of each kind; a degraded sample gets between none and that. [ours]
+    # Sides of boxes: standard deviation as a share of width or height.
+    cfg.INPUT.NOISE.BOX = 0.1
+    # Share of the keypoints left out.
+    cfg.INPUT.NOISE.MISSING = 0.2
+    # False keypoints, as a share of the true ones.
+    cfg.INPUT.NOISE.FALSE = 0.2
+    # Place of keypoints: standard deviation in COCO sigmas of their type (spec E7's OKS scale).
+    cfg.INPUT.NOISE.POSITION = 1.0
+    # ASSEMBLER.SAMPLES images: probability that somebody keeps a box but no keypoints, 0 to 1.
+    cfg.INPUT.NOISE.UNANNOTATED = 0.0
+    # ASSEMBLER.SAMPLES images: probability of a box around several people (a crowd), 0 to 1.
+    cfg.INPUT.NOISE.CROWD = 0.0
 
     cfg.EVAL = CN()
     # Keypoints that are assembled at test time: pred | gt (annotated ones: assignment only).

@@ -145,11 +145,11 @@ def draw_heatmap_targets(model: nn.Module, x: dict, image: np.ndarray, cfg: CfgN
 
 @torch.no_grad()
 def draw_people(cfg: CfgNode, model: nn.Module, samples: list[dict]) -> np.ndarray:
-    """One row a person: joints | input grid | label grid, as the assembler encodes them."""
-    skeleton, assembler = get_skeleton(cfg.MODEL.SKELETON), model.assembler
-    grids = assembler.encode_samples(samples)
+    """One row a person: joints | input grid | label grid, as the evidence encodes them."""
+    skeleton, evidence = get_skeleton(cfg.MODEL.SKELETON), model.assembler.evidence
+    grids = evidence.encode_samples(samples)
     rows = [
-        draw_grids(sample, skeleton, assembler.margin, pair, ("input", "label"))
+        draw_grids(sample, skeleton, evidence.margin, pair, ("input", "label"))
         for sample, *pair in zip(samples, *grids, strict=True)
     ]
     return stack(rows)

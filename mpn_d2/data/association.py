@@ -1,14 +1,20 @@
-"""Training people for the keypoint-to-person assembly, from annotations alone (no images).
+"""Training samples for the keypoint-to-person assembly, from annotations alone (no images).
 
-A sample is one annotated person together with the labelled joints of everybody in the image:
+A person sample is one annotated person together with the labelled joints of everybody in the image:
 {"image_id", "keypoints": (people, K, 3) float32 x, y, v in continuous image pixels, "owner": row
 of the sample's person, "box": (4,) float32 x1, y1, x2, y2}. Spec sections 5.4 and 9.
+
+An image sample is everybody of one image: {"image_id", "keypoints": (people, K, 3), "boxes":
+(people, 4)}, people without labelled joints and crowds included.
+
+Either may carry "candidates" (people and more, K, 3): the joints as a detector might give them, of
+the same people in the same order, then rows of joints that belong to nobody.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -16,9 +22,12 @@ from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from torch.utils.data import IterableDataset
 
+from mpn_d2.data.association_noise import AssociationAugmentation
 from mpn_d2.data.datasets import has_keypoints
 
-CURRICULA = ("sorted", "none")
+CURRICULA = ("sorted", "growing", "none")
+# Fewest labelled keypoints of the people that "growing" begins with (spec section 9).
+_GROWS_FROM = 4
 
 
 def build_association_samples(
@@ -40,113 +49,156 @@ def build_association_samples(
         ValueError: keypoints that are not K, with the image named.
     """
     samples = []
-    length = 3 * (num_keypoints or 0)
-    for record in dataset_dicts:
-        people = [a for a in record.get("annotations", ()) if has_keypoints(a)]
-        if not people:
-            continue
-        length = length or len(people[0]["keypoints"])
-        for person in people:
-            if len(person["keypoints"]) != length or length % 3:
-                raise ValueError(
-                    f"image {record['image_id']}: a person has {len(person['keypoints']) / 3:g} "
-                    f"keypoints, expected {length / 3:g}: correct the annotations, or set "
-                    "MODEL.SKELETON to the dataset's"
-                )
-        flat = torch.tensor([person["keypoints"] for person in people], dtype=torch.float32)
-        keypoints = flat.view(len(people), -1, 3)
+    for record, people, keypoints in _images_with_keypoints(dataset_dicts, num_keypoints):
         labelled = (keypoints[..., 2] > 0).sum(dim=1).tolist()
-        for owner, person in enumerate(people):
-            if person.get("iscrowd", 0) or labelled[owner] < min_keypoints:
+        rows = [row for row, count in enumerate(labelled) if count]
+        seen = keypoints[rows]
+        for owner, row in enumerate(rows):
+            if people[row].get("iscrowd", 0) or labelled[row] < min_keypoints:
                 continue
-            box = BoxMode.convert(list(person["bbox"]), person["bbox_mode"], BoxMode.XYXY_ABS)
             samples.append(
                 {
                     "image_id": record["image_id"],
-                    "keypoints": keypoints,
+                    "keypoints": seen,
                     "owner": owner,
-                    "box": torch.tensor(box, dtype=torch.float32),
+                    "box": _box(people[row]),
                 }
             )
     return samples
 
 
-def order_samples(samples: list[dict], curriculum: str, seed: int, epoch: int = 0) -> list[dict]:
-    """The samples in the order of one epoch.
+def build_association_images(
+    dataset_dicts: list[dict], num_keypoints: int | None = None
+) -> list[dict]:
+    """Image samples of all images in which anybody has labelled keypoints.
+
+    Args, errors: as for `build_association_samples`. Crowds are people without keypoints here:
+    their box is there, whatever joints it covers belong to others.
+    """
+    samples = []
+    for record, people, keypoints in _images_with_keypoints(dataset_dicts, num_keypoints):
+        crowd = torch.tensor([bool(person.get("iscrowd", 0)) for person in people])
+        keypoints[crowd] = 0.0
+        samples.append(
+            {
+                "image_id": record["image_id"],
+                "keypoints": keypoints,
+                "boxes": torch.stack([_box(person) for person in people]),
+            }
+        )
+    return samples
+
+
+def _images_with_keypoints(
+    dataset_dicts: list[dict], num_keypoints: int | None
+) -> Iterator[tuple[dict, list[dict], torch.Tensor]]:
+    """Record, people and their (people, K, 3) keypoints of each image with a labelled one."""
+    length = 3 * (num_keypoints or 0)
+    for record in dataset_dicts:
+        people = record.get("annotations", ())
+        if not any(has_keypoints(person) for person in people):
+            continue
+        length = length or next(len(p["keypoints"]) for p in people if has_keypoints(p))
+        rows = []
+        for person in people:
+            row = person["keypoints"] if has_keypoints(person) else [0.0] * length
+            if len(row) != length or length % 3:
+                raise ValueError(
+                    f"image {record['image_id']}: a person has {len(row) / 3:g} "
+                    f"keypoints, expected {length / 3:g}: correct the annotations, or set "
+                    "MODEL.SKELETON to the dataset's"
+                )
+            rows.append(row)
+        yield record, people, torch.tensor(rows, dtype=torch.float32).view(len(people), -1, 3)
+
+
+def _box(person: dict) -> torch.Tensor:
+    box = BoxMode.convert(list(person["bbox"]), person["bbox_mode"], BoxMode.XYXY_ABS)
+    return torch.tensor(box, dtype=torch.float32)
+
+
+class SampleOrder:
+    """In which order samples train, endlessly and from any position on.
+
+    - "sorted": people with many labelled keypoints first, among equals the largest box (paper: each
+      epoch goes from easy to hard); every epoch alike.
+    - "growing": people with at most 4 labelled keypoints, after `phase_length` samples those with
+      at most 5 and so on, at last all; shuffled anew each epoch (spec section 9).
+    - "none": all, shuffled anew each epoch.
 
     Args:
-        samples: see `build_association_samples`.
-        curriculum: "sorted": people with many labelled keypoints first, among equals the largest
-            box (paper: each epoch goes from easy to hard); every epoch alike. "none": shuffled.
+        samples: person samples; image samples with "none" only.
+        curriculum: see above.
         seed: of the shuffling; the same on all processes.
-        epoch: each epoch shuffles anew.
+        phase_length: samples between two steps of "growing".
     """
-    _check_curriculum(curriculum)
-    if curriculum == "sorted":
+
+    def __init__(
+        self, samples: list[dict], curriculum: str, seed: int, phase_length: int = 0
+    ) -> None:
+        _check_curriculum(curriculum)
+        self.curriculum = curriculum
+        self.seed = seed
+        self.phase_length = max(phase_length, 1)
         # Stable: equal people keep the order of the annotations.
-        return sorted(samples, key=_ease, reverse=True)
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return [samples[index] for index in torch.randperm(len(samples), generator=generator).tolist()]
+        self.samples = (
+            sorted(samples, key=_ease, reverse=True) if curriculum == "sorted" else samples
+        )
+        self.limits = [0]
+        if curriculum == "growing":
+            self.labelled = [_ease(sample)[0] for sample in samples]
+            least, most = max(_GROWS_FROM, min(self.labelled)), max(self.labelled)
+            self.limits = list(range(least, max(most, least) + 1))
+
+    def stream(self, position: int) -> Iterator[dict]:
+        """The samples from a position on."""
+        while True:
+            phase = min(position // self.phase_length, len(self.limits) - 1)
+            begin = phase * self.phase_length
+            pool = self._pool(phase)
+            epoch, offset = divmod(position - begin, len(pool))
+            part = self._shuffled(pool, phase, epoch)[offset:]
+            if phase < len(self.limits) - 1:
+                part = part[: begin + self.phase_length - position]
+            yield from part
+            position += len(part)
+
+    def _pool(self, phase: int) -> list[dict]:
+        if self.curriculum != "growing":
+            return self.samples
+        limit = self.limits[phase]
+        return [s for s, count in zip(self.samples, self.labelled) if count <= limit]
+
+    def _shuffled(self, pool: list[dict], phase: int, epoch: int) -> list[dict]:
+        if self.curriculum == "sorted":
+            return pool
+        number = self.seed * 1_000_003 + phase * 10_007 + epoch
+        generator = torch.Generator().manual_seed(number)
+        return [pool[index] for index in torch.randperm(len(pool), generator=generator).tolist()]
 
 
 class AssociationStream(IterableDataset):
     """Endless batches of samples, resumable and sharded; see `build_association_loader`."""
 
     def __init__(
-        self,
-        samples: list[dict],
-        batch_size: int,
-        curriculum: str,
-        seed: int,
-        start: int,
-        flip_prob: float,
-        flip_indices: Sequence[int],
+        self, order: SampleOrder, batch_size: int, start: int, augment: AssociationAugmentation
     ) -> None:
-        # The sorted order never changes, and sorting 150,000 people takes seconds.
-        self.samples = samples if curriculum == "none" else order_samples(samples, curriculum, seed)
+        self.order = order
         self.batch_size = batch_size
-        self.curriculum = curriculum
-        self.seed = seed
         self.start = start
-        self.flip_prob = flip_prob
-        self.flip_indices = list(flip_indices)
+        self.augment = augment
 
     def __iter__(self) -> Iterator[list[dict]]:
         rank, world = comm.get_rank(), comm.get_world_size()
         position = self.start * self.batch_size
-        epoch, offset = divmod(position, len(self.samples))
-        stream = itertools.chain.from_iterable(
-            self._epoch(number)[offset if number == epoch else 0 :]
-            for number in itertools.count(epoch)
-        )
+        stream = self.order.stream(position)
         for first in itertools.count(position, self.batch_size):
-            batch = list(itertools.islice(stream, self.batch_size))
+            batch = list(itertools.islice(stream, self.batch_size))[rank::world]
+            places = range(first + rank, first + self.batch_size, world)
             yield [
-                self._augmented(sample, place) for place, sample in enumerate(batch, start=first)
-            ][rank::world]
-
-    def _augmented(self, sample: dict, position: int) -> dict:
-        """The sample or its mirror image, drawn by the position in the stream alone."""
-        if np.random.default_rng((self.seed, position)).random() >= self.flip_prob:
-            return sample
-        return mirror_sample(sample, self.flip_indices)
-
-    def _epoch(self, number: int) -> list[dict]:
-        if self.curriculum == "sorted":
-            return self.samples
-        return order_samples(self.samples, self.curriculum, self.seed, number)
-
-
-def mirror_sample(sample: dict, flip_indices: Sequence[int]) -> dict:
-    """A sample in which left and right are exchanged, about the middle of its box.
-
-    Args:
-        sample: see the head of this file; stays as it is.
-        flip_indices: K, the joint that each joint becomes (`Skeleton.flip_indices`).
-    """
-    keypoints = sample["keypoints"][:, list(flip_indices)].clone()
-    keypoints[..., 0] = sample["box"][0] + sample["box"][2] - keypoints[..., 0]
-    return {**sample, "keypoints": keypoints}
+                self.augment(sample, np.random.default_rng((self.order.seed, place)))
+                for place, sample in zip(places, batch, strict=True)
+            ]
 
 
 def build_association_loader(
@@ -155,24 +207,25 @@ def build_association_loader(
     curriculum: str,
     seed: int,
     start: int = 0,
-    flip_prob: float = 0.0,
-    flip_indices: Sequence[int] = (),
+    augment: AssociationAugmentation | None = None,
+    growing_iters: int = 0,
 ) -> AssociationStream:
     """An endless iterable of batches; epochs follow one another without a short last batch.
 
     Args:
-        samples: see `build_association_samples`.
-        batch_size: people per step over all processes together.
-        curriculum, seed: see `order_samples`.
+        samples: person samples, or image samples (curriculum "none").
+        batch_size: samples per step over all processes together.
+        curriculum, seed: see `SampleOrder`.
         start: steps (batches) already done; the stream goes on exactly there.
-        flip_prob: probability, 0 to 1, that a sample is its mirror image.
-        flip_indices: see `mirror_sample`; needed where flip_prob is not 0.
+        augment: what happens to a sample, drawn by its position in the stream alone.
+        growing_iters: steps between two steps of curriculum "growing".
 
     Returns:
         Iterable of lists of samples; process r of n gets every n-th sample of a batch from r on.
 
     Raises:
-        ValueError: no samples, or a batch that does not divide among the processes.
+        ValueError: no samples, an unknown curriculum or one that image samples do not know, or a
+            batch that does not divide among the processes.
     """
     _check_curriculum(curriculum)
     world = comm.get_world_size()
@@ -181,12 +234,18 @@ def build_association_loader(
             "no person to train the assembly on: nobody in DATASETS.TRAIN has as many labelled "
             "keypoints as MODEL.PRN.MIN_KEYPOINTS asks for; lower it or name other datasets"
         )
+    if "boxes" in samples[0] and curriculum != "none":
+        raise ValueError(
+            f"MODEL.PRN.CURRICULUM {curriculum} orders people, but MODEL.ASSEMBLER.EVIDENCE trains "
+            "on whole images: set it to none"
+        )
     if batch_size < 1 or batch_size % world:
         raise ValueError(
             f"a batch of {batch_size} people does not divide among {world} processes; "
             "change SOLVER.IMS_PER_BATCH"
         )
-    return AssociationStream(samples, batch_size, curriculum, seed, start, flip_prob, flip_indices)
+    order = SampleOrder(samples, curriculum, seed, growing_iters * batch_size)
+    return AssociationStream(order, batch_size, start, augment or AssociationAugmentation())
 
 
 def _ease(sample: dict) -> tuple[int, float]:

@@ -21,7 +21,12 @@ from detectron2.data.build import trivial_batch_collator
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mpn_d2.data.association import build_association_loader, build_association_samples
+from mpn_d2.data.association import (
+    build_association_images,
+    build_association_loader,
+    build_association_samples,
+)
+from mpn_d2.data.association_noise import AssociationAugmentation
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts
 from mpn_d2.structures.skeleton import get_skeleton
@@ -57,18 +62,14 @@ def build_pose_train_loader(cfg: CfgNode, start: int = 0) -> Iterable[list[dict]
         need_images=not without_images,
     )
     if without_images:
-        skeleton = get_skeleton(cfg.MODEL.SKELETON)
-        samples = build_association_samples(
-            dicts, cfg.MODEL.PRN.MIN_KEYPOINTS, skeleton.num_keypoints
-        )
         return build_association_loader(
-            samples,
+            association_samples(cfg, dicts),
             batch_size,
             cfg.MODEL.PRN.CURRICULUM,
             seed,
             start=start,
-            flip_prob=cfg.MODEL.PRN.FLIP_PROB,
-            flip_indices=skeleton.flip_indices,
+            augment=AssociationAugmentation.from_config(cfg),
+            growing_iters=cfg.MODEL.PRN.GROWING_ITERS,
         )
     # Crops are all of one size: nothing to group.
     grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING and cfg.INPUT.AUGMENTATION != "crop"
@@ -85,6 +86,14 @@ def build_pose_train_loader(cfg: CfgNode, start: int = 0) -> Iterable[list[dict]
         start=start,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def association_samples(cfg: CfgNode, dicts: list[dict]) -> list[dict]:
+    """What the assembly trains on, by MODEL.ASSEMBLER.SAMPLES: people, or whole images."""
+    num_keypoints = get_skeleton(cfg.MODEL.SKELETON).num_keypoints
+    if cfg.MODEL.ASSEMBLER.SAMPLES == "images":
+        return build_association_images(dicts, num_keypoints)
+    return build_association_samples(dicts, cfg.MODEL.PRN.MIN_KEYPOINTS, num_keypoints)
 
 
 def trains_without_images(cfg: CfgNode) -> bool:

@@ -178,11 +178,11 @@ def _draw_image(model: nn.Module, x: dict, skeleton: Skeleton, image_format: str
 
 def _draw_people(model: nn.Module, samples: list[dict], skeleton: Skeleton) -> np.ndarray:
     """One row a person of the assembly: joints | input | output | label."""
-    assembler = model.assembler
-    inputs, labels = assembler.encode_samples(samples)
-    outputs = assembler.evidence(inputs)
+    evidence = model.assembler.evidence
+    inputs, labels = evidence.encode_samples(samples)
+    outputs = evidence.network(inputs)
     rows = [
-        draw_grids(sample, skeleton, assembler.margin, grids, ("input", "output", "label"))
+        draw_grids(sample, skeleton, evidence.margin, grids, ("input", "output", "label"))
         for sample, *grids in zip(samples, inputs, outputs, labels, strict=True)
     ]
     return stack(rows)

@@ -14,11 +14,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from mpn_d2.data.association import build_association_samples
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper, build_augmentations
 from mpn_d2.data.datasets import load_pose_dicts
-from mpn_d2.data.loader import trains_without_images
-from mpn_d2.structures.skeleton import get_skeleton
+from mpn_d2.data.loader import association_samples, trains_without_images
 
 
 @torch.no_grad()
@@ -73,9 +71,7 @@ def _build_batches(cfg: CfgNode) -> tuple[Iterator[list[dict]], int]:
         need_images=not without_images,
     )
     if without_images:
-        people = build_association_samples(
-            dicts, cfg.MODEL.PRN.MIN_KEYPOINTS, get_skeleton(cfg.MODEL.SKELETON).num_keypoints
-        )
+        people = association_samples(cfg, dicts)
         if not people:
             raise ValueError(
                 f"DATASETS.TEST {tuple(cfg.DATASETS.TEST)}: nobody has MODEL.PRN.MIN_KEYPOINTS "

@@ -55,6 +55,34 @@ def write_results(
     write_text_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
+def update_results(
+    path: str | os.PathLike,
+    group: str,
+    metrics: dict[str, float | None],
+    *,
+    seconds: float,
+    seed: int,
+    **extra: Any,
+) -> None:
+    """Writes the figures of one group into a results file; those of other groups stay.
+
+    Args:
+        path: of the JSON file; made where it is missing.
+        group: prefix of the names, without a slash at its end.
+        metrics, seconds, seed: of this group, see `write_results`.
+        extra: further entries of the group's record under `runs`.
+    """
+    file = Path(path)
+    content = json.loads(file.read_text()) if file.is_file() else {}
+    kept = content.get("metrics", {})
+    kept = {name: value for name, value in kept.items() if not name.startswith(f"{group}/")}
+    found = {f"{group}/{name}": value for name, value in metrics.items()}
+    record = {**provenance(), "seconds": round(seconds, 1), "seed": seed, **extra}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    runs = {**content.get("runs", {}), group: record}
+    write_results(path, {**kept, **found}, seconds=seconds, seed=seed, runs=runs)
+
+
 def provenance() -> dict[str, str]:
     """What runs now, on what: `command`, `commit`, `date`, `machine`."""
     return {

@@ -12,10 +12,12 @@ from detectron2.structures import BoxMode
 
 from mpn_d2.data import association
 from mpn_d2.data.association import (
+    SampleOrder,
+    build_association_images,
     build_association_loader,
     build_association_samples,
-    order_samples,
 )
+from mpn_d2.data.association_noise import AssociationAugmentation, mirror_sample
 
 
 def person(labelled, box=(10.0, 20.0, 30.0, 40.0), joints=5, **extra):
@@ -65,13 +67,28 @@ def test_people_without_keypoints_are_no_samples():
     assert sample["keypoints"].shape == (1, 5, 3)
 
 
+def take_from(order, position, count):
+    return list(itertools.islice(order.stream(position), count))
+
+
+def test_image_samples_hold_everybody_once():
+    first, second = build_association_images(records())
+    assert (first["image_id"], second["image_id"]) == (7, 9)
+    # Somebody without keypoints keeps her row and box; so does the crowd, whose joints go.
+    assert (first["keypoints"][..., 2] > 0).sum(dim=1).tolist() == [3, 0, 2, 0]
+    assert first["boxes"].tolist() == [[10.0, 20.0, 40.0, 60.0]] * 4
+    assert second["boxes"].tolist() == [[0, 0, 2, 3], [0, 0, 5, 5]]
+    with pytest.raises(ValueError, match=r"image 7: .* 5 keypoints, expected 14"):
+        build_association_images(records(), num_keypoints=14)
+
+
 def test_sorted_puts_many_keypoints_and_large_boxes_first_in_every_epoch():
     samples = build_association_samples(records(), min_keypoints=2)
-    ordered = order_samples(samples, "sorted", seed=3)
+    ordered = take_from(SampleOrder(samples, "sorted", seed=3), 0, 4)
     labelled = [int((s["keypoints"][s["owner"], :, 2] > 0).sum()) for s in ordered]
     assert labelled == [5, 5, 3, 2]
     assert ordered[0]["box"].tolist() == [0.0, 0.0, 5.0, 5.0]
-    again = order_samples(samples, "sorted", seed=4, epoch=2)
+    again = take_from(SampleOrder(samples, "sorted", seed=4), 8, 4)
     assert [id(s) for s in ordered] == [id(s) for s in again]
 
 
@@ -79,7 +96,7 @@ def test_none_shuffles_by_seed_and_epoch():
     samples = [{"number": i} for i in range(50)]
 
     def numbers(seed, epoch):
-        return [s["number"] for s in order_samples(samples, "none", seed, epoch)]
+        return [s["number"] for s in take_from(SampleOrder(samples, "none", seed), 50 * epoch, 50)]
 
     assert sorted(numbers(1, 0)) == list(range(50))
     assert numbers(1, 0) == numbers(1, 0)
@@ -96,6 +113,32 @@ def numbered(count=7):
         {"number": i, "keypoints": keypoints, "owner": 0, "box": torch.tensor([0.0, 0, 9 - i, 9])}
         for i in range(count)
     ]
+
+
+def with_joints(counts):
+    samples = numbered(len(counts))
+    for sample, count in zip(samples, counts):
+        sample["keypoints"] = torch.zeros(1, 9, 3)
+        sample["keypoints"][0, :count, 2] = 2.0
+    return samples
+
+
+def test_growing_lets_people_with_more_joints_join_step_by_step():
+    samples = with_joints([3, 4, 4, 5, 6, 6, 2])
+    loader = build_association_loader(samples, 2, "growing", 1, growing_iters=4)
+    batches = take(loader, 19)
+    flat = list(itertools.chain(*batches))
+    few = [0, 1, 2, 6]
+    # 8 samples of people with at most 4 joints, two epochs; 8 with at most 5; then everybody.
+    assert sorted(flat[:4]) == sorted(flat[4:8]) == few
+    assert sorted(flat[8:13]) == [*few[:3], 3, 6] and set(flat[13:16]) < {0, 1, 2, 3, 6}
+    assert sorted(flat[16:23]) == sorted(flat[23:30]) == list(range(7))
+    for start in (1, 3, 4, 6, 8, 11):
+        rest = build_association_loader(samples, 2, "growing", 1, start, growing_iters=4)
+        assert take(rest, 19 - start) == batches[start:]
+    # Nobody with as few as four: the phases begin with the fewest there are.
+    many = build_association_loader(with_joints([7, 9]), 1, "growing", 1, growing_iters=2)
+    assert take(many, 4)[:2] == [[0], [0]]
 
 
 @pytest.mark.parametrize("curriculum", ["sorted", "none"])
@@ -134,20 +177,19 @@ def test_a_mirrored_person():
     """Left and right joints change places, about the middle of the box; the box stays."""
     points = [[[2.0, 3, 2], [7, 4, 1], [0.5, 0.5, 0]], [[9.0, 9, 2], [0.5, 0.5, 0], [1, 8, 2]]]
     sample = {"keypoints": torch.tensor(points), "owner": 0, "box": torch.tensor([1.0, 2, 8, 9])}
-    mirrored = association.mirror_sample(sample, (1, 0, 2))
+    mirrored = mirror_sample(sample, (1, 0, 2))
     assert mirrored["box"] is sample["box"] and mirrored["owner"] == 0
     assert mirrored["keypoints"][0, :2].tolist() == [[2, 4, 1], [7, 3, 2]]
     assert mirrored["keypoints"][1, [0, 2]].tolist() == [[8.5, 0.5, 0], [8, 8, 2]]
     assert sample["keypoints"].tolist() == points
-    again = association.mirror_sample(mirrored, (1, 0, 2))
+    again = mirror_sample(mirrored, (1, 0, 2))
     assert torch.equal(again["keypoints"], sample["keypoints"])
 
 
 def test_mirror_images_are_drawn_by_position_alone():
     def sides(start, count, probability):
-        loader = build_association_loader(
-            numbered(), 4, "none", 2, start, flip_prob=probability, flip_indices=(1, 0)
-        )
+        augment = AssociationAugmentation(flip_prob=probability, flip_indices=(1, 0))
+        loader = build_association_loader(numbered(), 4, "none", 2, start, augment)
         batches = itertools.islice(loader, count)
         # In the box's right half or, as drawn, at x = 2.
         return [[float(s["keypoints"][0, 0, 0]) == 2 for s in batch] for batch in batches]
@@ -163,7 +205,7 @@ def test_nobody_to_train_on_and_unknown_curriculum():
     with pytest.raises(ValueError, match=r"DATASETS\.TRAIN.*MODEL\.PRN\.MIN_KEYPOINTS"):
         build_association_loader([], 3, "sorted", 0)
     with pytest.raises(ValueError, match="CURRICULUM"):
-        order_samples([], "hard", 0)
+        SampleOrder([], "hard", 0)
 
 
 def test_bundled_sample(sample_dir):

@@ -18,7 +18,7 @@ MODEL_MISTAKES = {
     "MODEL.BACKBONE.NAME Nothing": r"MODEL\.BACKBONE\.NAME is 'Nothing'; .*PosePyramids",
     "MODEL.POSE_FPN.BOTTOM_UP x": r"MODEL\.POSE_FPN\.BOTTOM_UP is 'x'; .*build_resnet_backbone",
     "MODEL.KP_SUBNET.NAME x": r"MODEL\.KP_SUBNET\.NAME is 'x'; .*KeypointSubnet",
-    "MODEL.ASSEMBLER.NAME x": r"MODEL\.ASSEMBLER\.NAME is 'x'; .*GridAssembler",
+    "MODEL.ASSEMBLER.NAME x": r"MODEL\.ASSEMBLER\.NAME is 'x'; .*PoseAssembler",
     "MODEL.RESNETS.NORM XX": r"'XX', which MODEL\.RESNETS\.NORM names",
     "MODEL.RESNETS.DEPTH 19": r"19, which MODEL\.RESNETS\.DEPTH names",
     "MODEL.RETINANET.IN_FEATURES ['p3','p9']": r"'p9', which MODEL\.RETINANET\.IN_FEATURES names",

@@ -11,9 +11,14 @@ from detectron2.data.datasets import load_coco_json
 
 from mpn_d2.config import add_mpn_config
 from mpn_d2.data.association import build_association_samples
-from mpn_d2.modeling.assembly import GridAssembler, build_pose_assembler
-from mpn_d2.modeling.assembly.evidence import IdentityEvidence, MaxEvidence, PoseResidualNetwork
+from mpn_d2.modeling.assembly import PoseAssembler, build_pose_assembler
+from mpn_d2.modeling.assembly.grid_evidence import GridEvidence
 from mpn_d2.modeling.assembly.grid_input import HeatmapInput, PeaksInput
+from mpn_d2.modeling.assembly.grid_networks import (
+    IdentityNetwork,
+    MaxNetwork,
+    PoseResidualNetwork,
+)
 from mpn_d2.modeling.assembly.matching import (
     ArgmaxMatching,
     HungarianMatching,
@@ -28,14 +33,21 @@ ONE_TO_ONE = MATCHINGS[:3]
 EMPTY_CANDIDATES = Candidates(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
 
 
-def assembler(evidence=None, matching=None, num_keypoints=K, mode="peaks", **options):
-    return GridAssembler(
+def assembler(grid_network=None, matching=None, num_keypoints=K, mode="peaks", **options):
+    evidence = GridEvidence(
         grid_input=(PeaksInput if mode == "peaks" else HeatmapInput)(size=SIZE),
-        evidence=evidence or IdentityEvidence(),
-        matching=matching or MutualBestMatching(),
+        network=grid_network or IdentityNetwork(),
         num_keypoints=num_keypoints,
-        **options,
+    )
+    matching = matching or MutualBestMatching()
+    return PoseAssembler(
+        evidence=evidence, matching=matching, num_keypoints=num_keypoints, **options
     ).eval()
+
+
+def assemble_grids(model, batch, grids):
+    """Poses by the output grids (B, K, h, w) of any network."""
+    return model.assemble(batch, model.evidence.rate_grids(batch, grids, peaks=model.needs_peaks))
 
 
 def network(num_keypoints=K, **options):
@@ -104,7 +116,7 @@ def test_equals_slow_assembly_with_any_evidence(seed):
     candidates, boxes, _ = random_batch(seed)
     batch = model.collate(candidates, boxes)
     evidence = torch.rand(sum(len(b) for b in boxes), K, *SIZE)
-    poses = model.assemble(batch, evidence)
+    poses = assemble_grids(model, batch, evidence)
     assert sum(int((pose.candidate_ids >= 0).sum()) for pose in poses) > 10
     for image, per_image in enumerate(evidence.split([len(b) for b in boxes])):
         wanted = slow_assembly(candidates[image], boxes[image], per_image)
@@ -127,7 +139,7 @@ def test_equals_slow_assembly_with_any_evidence(seed):
 @pytest.mark.parametrize("matching", MATCHINGS, ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("kind", ["prn", "identity", "max"])
 def test_batch_equals_one_by_one(matching, kind):
-    evidence = {"prn": network, "identity": IdentityEvidence, "max": lambda: MaxEvidence(sigma=2.0)}
+    evidence = {"prn": network, "identity": IdentityNetwork, "max": lambda: MaxNetwork(sigma=2.0)}
     model = assembler(evidence[kind](), matching, fallback="argmax", score_times_box=True)
     candidates, boxes, scores = random_batch(3)
     together = model.inference(candidates, boxes, scores)
@@ -161,8 +173,8 @@ def test_two_overlapping_people_with_a_known_answer(matching):
         {"keypoints": people, "owner": 0, "box": boxes[1]},
     ]
     model = assembler(matching=matching)
-    _, labels = model.encode_samples(samples)
-    poses = model.assemble(model.collate([candidates], [boxes]), labels)[0]
+    _, labels = model.evidence.encode_samples(samples)
+    poses = assemble_grids(model, model.collate([candidates], [boxes]), labels)[0]
     assert poses.candidate_ids.tolist() == [[3, 4, 5], [0, 1, 2]]
     assert torch.equal(poses.keypoints[0, :, :2], left[:, :2])
     assert poses.scores.tolist() == pytest.approx([0.9, 0.9])
@@ -202,8 +214,8 @@ def sample_images(sample_dir):
 def test_oracle_evidence_gives_real_joints_to_their_owners(matching, sample_images):
     model = assembler(matching=matching, num_keypoints=17)
     batch = model.collate([i[1] for i in sample_images], [i[2] for i in sample_images])
-    _, labels = model.encode_samples([s for image in sample_images for s in image[0]])
-    share = owner_share(sample_images, model.assemble(batch, labels))
+    _, labels = model.evidence.encode_samples([s for image in sample_images for s in image[0]])
+    share = owner_share(sample_images, assemble_grids(model, batch, labels))
     assert share > 0.98
     # It is the evidence that does it: without any, the boxes overlap too much.
     plain = model.inference([i[1] for i in sample_images], [i[2] for i in sample_images])
@@ -225,7 +237,7 @@ def test_small_network_overfits_the_sample(sample_images):
         loss.backward()
         optimizer.step()
         values.append(loss.item())
-    _, labels = model.encode_samples(samples)
+    _, labels = model.evidence.encode_samples(samples)
     # What is left above the entropy of the label itself is what the network gets wrong.
     clamped = labels.clamp(1e-7, 1 - 1e-7)
     floor = -(labels * clamped.log() + (1 - labels) * torch.log1p(-clamped)).mean().item()
@@ -291,7 +303,7 @@ def test_fallback_fills_joints_at_the_largest_evidence_without_score():
     evidence = torch.zeros(1, K, *SIZE)
     evidence[0, 0, 10, 20] = evidence[0, 1, 3, 4] = 1.0
     point = Candidates(torch.tensor([[141.0, 71.0]]), torch.tensor([0]), torch.tensor([0.8]))
-    pose = model.assemble(model.collate([point], [boxes]), evidence)[0]
+    pose = assemble_grids(model, model.collate([point], [boxes]), evidence)[0]
     assert pose.keypoints[0, 0].tolist() == pytest.approx([141.0, 71.0, 0.8])
     # Cell (4, 3), two pixels a side: its centre is at 2 * 4.5 and 2 * 3.5 in the box.
     assert pose.keypoints[0, 1].tolist() == pytest.approx([109.0, 57.0, 0.0])
@@ -307,7 +319,7 @@ def test_argmax_matching_puts_the_joint_at_the_evidence():
     evidence[0, 0, 10, 20] = 1.0
     points = torch.tensor([[141.0, 75.0], [120.0, 71.0], [300.0, 71.0]])
     candidates = Candidates(points, torch.tensor([0, 0, 0]), torch.tensor([0.8, 1.0, 1.0]))
-    pose = model.assemble(model.collate([candidates], [boxes]), evidence)[0]
+    pose = assemble_grids(model, model.collate([candidates], [boxes]), evidence)[0]
     assert pose.keypoints[0, 0].tolist() == pytest.approx([141.0, 71.0, 0.8])
     assert pose.candidate_ids.tolist() == [[0, -1, -1]]
 
@@ -319,7 +331,7 @@ def test_heatmap_mode_crops_the_maps_and_passes_gradients():
     maps = torch.rand(len(boxes), K + 1, 50, 60, requires_grad=True)
     outputs = HeatmapOutputs(maps, stride=4)
     batch = model.collate(candidates, boxes)
-    inputs = model.encode_people(batch, outputs)
+    inputs = model.evidence.encode_people(batch, outputs)
     prn.loss(inputs, torch.rand_like(inputs) * 0.04).backward()
     assert maps.grad[0, :K].abs().sum() > 0 and maps.grad[:, K].abs().sum() == 0
     assert maps.grad[1].abs().sum() == 0  # no box in that image
@@ -345,8 +357,10 @@ def test_losses_train_and_an_empty_batch_is_zero(mode, sample_images):
 def test_training_and_inference_see_the_same_input(sample_images):
     model = assembler(num_keypoints=17)
     samples, candidates, boxes, _ = sample_images[0]
-    trained, _ = model.encode_samples(samples)
-    torch.testing.assert_close(model.encode_people(model.collate([candidates], [boxes])), trained)
+    trained, _ = model.evidence.encode_samples(samples)
+    torch.testing.assert_close(
+        model.evidence.encode_people(model.collate([candidates], [boxes])), trained
+    )
 
 
 def test_bad_input_is_named():
@@ -370,7 +384,7 @@ def test_nan_points_and_evidence_assign_nothing():
     model = assembler()
     assert model.inference([candidates], [box])[0].candidate_ids.tolist() == [[-1, 1, -1]]
     evidence = torch.full((1, K, *SIZE), float("nan"))
-    pose = model.assemble(model.collate([candidates], [box]), evidence)[0]
+    pose = assemble_grids(model, model.collate([candidates], [box]), evidence)[0]
     assert (pose.candidate_ids == -1).all() and torch.isfinite(pose.keypoints).all()
 
 
@@ -383,11 +397,12 @@ def test_every_combination_is_built_from_the_config(evidence, matching):
     cfg.MODEL.ASSEMBLER.MATCHING = matching
     cfg.MODEL.PRN.NODES = 4
     model = build_pose_assembler(cfg).eval()
-    assert model.num_keypoints == 17 and model.size == (56, 36)
+    assert model.num_keypoints == 17 and model.evidence.size == (56, 36)
     candidates, boxes, _ = random_batch(0)
     assert len(model.inference(candidates, boxes)) == len(boxes)
     if evidence.startswith("prn"):
-        assert model.evidence.residual == (evidence == "prn") and len(model.evidence.hidden) == 2
+        prn = model.evidence.network
+        assert prn.residual == (evidence == "prn") and len(prn.hidden) == 2
 
 
 def test_unknown_parts_list_the_known_ones():

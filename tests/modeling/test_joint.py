@@ -204,7 +204,7 @@ def test_people_of_all_processes_weigh_the_same(paper_config, level, parts, monk
         loss = losses_of(model, inputs)["loss_assembly_prn"]
         loss.backward()
         return torch.cat(
-            [loss.detach()[None], model.assembler.evidence.output.weight.grad.flatten()]
+            [loss.detach()[None], model.assembler.evidence.network.output.weight.grad.flatten()]
         )
 
     (one,), (two,), (nobody,) = batch(PEOPLE[0]), batch(PEOPLE[1]), batch([])
@@ -279,7 +279,7 @@ def test_loss_on_predictions_is_that_of_crop_and_label(paper_config):
     outputs = HeatmapOutputs(maps, stride=4)
     loss = assembler.losses_on_predictions([none, none], boxes, owners, outputs)
     size = (56, 36)
-    want = assembler.evidence.loss(
+    want = assembler.evidence.network.loss(
         crop_heatmaps(maps[:, :K], 4, boxes, size), encode_label(owners[0], boxes[0], size, 2.0)
     )
     torch.testing.assert_close(loss["loss_assembly_prn"], want)

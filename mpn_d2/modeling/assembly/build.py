@@ -1,8 +1,8 @@
 """Registries and builders of keypoint assembly: assembler, grid input, evidence, matching.
 
-An assembler gathers keypoint candidates into one pose per box. The grid assembler does it in
-steps that combine freely: the keypoints of a box become a grid, evidence rates its cells, matching
-decides from the rated (box, candidate) pairs of an image who gets what.
+An assembler gathers keypoint candidates into one pose per box, in steps that combine freely:
+evidence rates all (box, candidate) pairs of an image, matching decides from that who gets what. Grid
+evidence turns the keypoints of a box into a grid first.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Functions of cfg that return a `GridInput`: keypoints and boxes to (B, K, h, w) 
 
 EVIDENCE_REGISTRY = KeyedRegistry("EVIDENCE")
 EVIDENCE_REGISTRY.__doc__ = """
-Functions of cfg that return a `GridEvidence`: (B, K, h, w) input grids to evidence of that shape.
+Functions of cfg that return an `Evidence`: boxes and candidates of a batch to a `Rating`.
 """
 
 MATCHING_REGISTRY = KeyedRegistry("MATCHING")

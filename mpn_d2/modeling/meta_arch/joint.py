@@ -39,11 +39,23 @@ def check_joint_level(level: int, differentiable: bool) -> None:
         )
 
 
-def samples_from_annotations(gt_instances: list[Instances], min_keypoints: int) -> list[dict]:
-    """Assembly samples, as mpn_d2.data.association makes them, of the people in a batch."""
+def samples_from_annotations(
+    gt_instances: list[Instances], min_keypoints: int, *, by_image: bool = False
+) -> list[dict]:
+    """Assembly samples, as mpn_d2.data.association makes them, of the people in a batch.
+
+    Args:
+        gt_instances: per image, with `gt_boxes` and `gt_keypoints`.
+        min_keypoints: of a person sample.
+        by_image: image samples, of images in which anybody has labelled keypoints.
+    """
     samples = []
     for instances in gt_instances:
         keypoints = instances.gt_keypoints.tensor.float()
+        if by_image:
+            if bool((keypoints[..., 2] > 0).any()):
+                samples.append({"keypoints": keypoints, "boxes": instances.gt_boxes.tensor})
+            continue
         labelled = (keypoints[:, :, 2] > 0).sum(dim=1)
         for owner in torch.nonzero(labelled >= min_keypoints)[:, 0].tolist():
             box = instances.gt_boxes.tensor[owner]

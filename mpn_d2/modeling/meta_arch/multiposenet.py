@@ -202,7 +202,8 @@ class MultiPoseNet(RetinaNet):
             maps = self._assembly_maps(features, maps)
             losses.update(self._joint_assembly_losses(images, people, maps, gt_instances))
         elif "assembly" in self.train_parts:
-            samples = samples_from_annotations(gt_instances, self.min_keypoints)
+            by_image = self.assembler.evidence.by_image
+            samples = samples_from_annotations(gt_instances, self.min_keypoints, by_image=by_image)
             found = self.assembler.losses(samples)
             losses.update(self._per_person_of_all_processes(found, len(samples)))
         return losses

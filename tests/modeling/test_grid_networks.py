@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy import ndimage
 
-from mpn_d2.modeling.assembly.evidence import (
-    IdentityEvidence,
-    MaxEvidence,
+from mpn_d2.modeling.assembly.grid_networks import (
+    IdentityNetwork,
+    MaxNetwork,
     PoseResidualNetwork,
-    PriorEvidence,
+    PriorNetwork,
     grid_cross_entropy,
 )
 
@@ -129,14 +129,14 @@ def test_bad_options_are_named(options):
 
 def test_identity():
     grids = torch.rand(2, *SHAPE)
-    assert torch.equal(IdentityEvidence()(grids), grids)
+    assert torch.equal(IdentityNetwork()(grids), grids)
 
 
 def test_max_places_one_gaussian_at_the_first_largest_cell():
     grids = torch.rand(3, *SHAPE)
     grids[0, 1] = 0
     grids[1, 2, 3, 4] = grids[1, 2, 7, 1] = 2.0
-    output = MaxEvidence(sigma=2.0)(grids)
+    output = MaxNetwork(sigma=2.0)(grids)
     for grid, found in zip(grids.numpy(), output.numpy()):
         for channel, got in zip(grid, found):
             spot = np.zeros(SIZE)
@@ -148,7 +148,7 @@ def test_max_places_one_gaussian_at_the_first_largest_cell():
 
 
 def test_prior_is_the_mean_label_of_the_training_people():
-    evidence = PriorEvidence(num_keypoints=K, size=SIZE)
+    evidence = PriorNetwork(num_keypoints=K, size=SIZE)
     grids = torch.rand(2, *SHAPE)
     assert torch.equal(evidence(grids), grids)  # nobody seen yet: identity
     labels = torch.rand(10, *SHAPE)
@@ -158,7 +158,7 @@ def test_prior_is_the_mean_label_of_the_training_people():
         assert loss.item() == 0
     evidence.eval().loss(grids, grids)  # a validation loss leaves the prior alone
     torch.testing.assert_close(evidence(grids), grids * labels.mean(dim=0))
-    again = PriorEvidence(num_keypoints=K, size=SIZE)
+    again = PriorNetwork(num_keypoints=K, size=SIZE)
     again.load_state_dict(evidence.state_dict())
     assert torch.equal(again(grids), evidence(grids))
 
@@ -168,9 +168,9 @@ def test_prior_is_the_mean_label_of_the_training_people():
     [
         small_network(num_hidden=2),
         small_network(softmax="slice17"),
-        IdentityEvidence(),
-        MaxEvidence(sigma=2.0),
-        PriorEvidence(num_keypoints=K, size=SIZE),
+        IdentityNetwork(),
+        MaxNetwork(sigma=2.0),
+        PriorNetwork(num_keypoints=K, size=SIZE),
     ],
 )
 def test_no_boxes(evidence):
