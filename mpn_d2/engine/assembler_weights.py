@@ -5,7 +5,7 @@ from __future__ import annotations
 from detectron2.config import CfgNode
 from torch import nn
 
-from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.engine.checkpoint import PoseCheckpointer, some_names
 from mpn_d2.modeling.assembly import build_pose_assembler
 
 
@@ -31,17 +31,21 @@ def load_assembler(cfg: CfgNode, weights: str | None = None) -> nn.Module:
         FileNotFoundError: there is no such file.
     """
     assembler = build_pose_assembler(cfg).to(cfg.MODEL.DEVICE).eval()
-    if not assembler.state_dict() or not has_weights(assembler):
+    if not has_weights(assembler):
         return assembler
     path = weights or cfg.MODEL.WEIGHTS
     if not path:
         raise ValueError(
-            f"MODEL.ASSEMBLER.EVIDENCE {cfg.MODEL.ASSEMBLER.EVIDENCE} needs weights: give --weights "
-            "the checkpoint of its training (train_net.py --stage assembly)"
+            f"MODEL.ASSEMBLER.EVIDENCE {cfg.MODEL.ASSEMBLER.EVIDENCE} needs weights: give the "
+            "checkpoint of its training (train_net.py --stage assembly) as --weights"
         )
     checkpointer = PoseCheckpointer(_Holder(assembler))
-    checkpointer.strict = True
     checkpointer.load(path)
+    if checkpointer.not_loaded:
+        raise ValueError(
+            f"checkpoint {path} does not hold this assembler (missing or of another shape: "
+            f"{some_names(sorted(checkpointer.not_loaded))}): use the config that it was trained with"
+        )
     return assembler
 
 

@@ -1,8 +1,8 @@
 """Registries and builders of keypoint assembly: assembler, grid input, evidence, matching.
 
 An assembler gathers keypoint candidates into one pose per box, in steps that combine freely:
-evidence rates all (box, candidate) pairs of an image, matching decides from that who gets what. Grid
-evidence turns the keypoints of a box into a grid first.
+evidence rates all (box, candidate) pairs of an image, matching decides from that who gets what.
+Grid evidence turns the keypoints of a box into a grid first.
 """
 
 from __future__ import annotations
