@@ -44,7 +44,7 @@ def load_assembler(cfg: CfgNode, weights: str | None = None) -> nn.Module:
     if checkpointer.not_loaded:
         raise ValueError(
             f"checkpoint {path} does not hold this assembler (missing or of another shape: "
-            f"{some_names(sorted(checkpointer.not_loaded))}): use the config that it was trained with"
+            f"{some_names(sorted(checkpointer.not_loaded))}): use its config"
         )
     return assembler
 
