@@ -157,22 +157,25 @@ def draw_grids(
     size = (height * _GRID_SCALE, width * _GRID_SCALE)
     panels = [_draw_points(sample, skeleton, margin, size)]
     for grid in grids:
-        panels.append(_draw_grid(grid))
+        panels.append(draw_grid(grid))
     texts = [f"{text}, max {grid.max():.2g}" for text, grid in zip(captions, grids, strict=True)]
     return join(panels, ["joints", *texts])
 
 
-def _draw_grid(grid: torch.Tensor) -> np.ndarray:
-    """(K, h, w) to RGB: at each cell the colour of the strongest type, as bright as it is."""
+def draw_grid(grid: torch.Tensor, scale: int = _GRID_SCALE) -> np.ndarray:
+    """(K, h, w) to RGB: at each cell the colour of the strongest type, as bright as it is.
+
+    Relative to the largest value; a cell is a square of `scale` pixels a side.
+    """
     values, types = grid.float().cpu().clamp(min=0).max(dim=0)
     # Square root: a weak joint beside a strong one must be seen as well.
     values = (values / values.max().clamp(min=1e-12)).sqrt()
-    picture = _type_colors(len(grid))[types.numpy()] * values.numpy()[..., None]
-    picture = picture.repeat(_GRID_SCALE, axis=0).repeat(_GRID_SCALE, axis=1)
+    picture = type_colors(len(grid))[types.numpy()] * values.numpy()[..., None]
+    picture = picture.repeat(scale, axis=0).repeat(scale, axis=1)
     return np.rint(picture).astype(np.uint8)
 
 
-def _type_colors(count: int) -> np.ndarray:
+def type_colors(count: int) -> np.ndarray:
     """(count, 3) RGB 0 to 255, far from black."""
     return 255 * matplotlib.colormaps["hsv"](np.arange(count) / count)[:, :3]
 
@@ -187,7 +190,7 @@ def _draw_points(
     scale = np.array(size[::-1]) / ((1 + 2 * margin) * sides)
     low, high = ((box.reshape(2, 2) - corner) * scale).astype(int).tolist()
     cv2.rectangle(picture, low, high, CROWD_COLOR, 1)
-    colors = _type_colors(skeleton.num_keypoints)
+    colors = type_colors(skeleton.num_keypoints)
     for person, keypoints in enumerate(sample["keypoints"].cpu().double().numpy()):
         places = ((keypoints[:, :2] - corner) * scale).astype(int)
         own = person == sample["owner"]
