@@ -17,32 +17,37 @@ came to their owner. A keypoint goes to one box at most, and none is invented.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+import time
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from torch import nn
 
 from mpn_d2.config import load_config
 from mpn_d2.data.association_noise import Noise
-from mpn_d2.data.datasets import load_pose_dicts, register_people
+from mpn_d2.data.datasets import has_keypoints, load_pose_dicts, register_people
 from mpn_d2.engine.assembler_weights import load_assembler
 from mpn_d2.engine.cli import run_command
 from mpn_d2.evaluation.assembly import assemble_scenes, evaluate_poses
-from mpn_d2.evaluation.error_budget import error_budget
+from mpn_d2.evaluation.error_budget import error_budget, promises_one_to_one
+from mpn_d2.evaluation.people_scorer import PeopleScorer
 from mpn_d2.evaluation.pose_evaluator import export_instances, write_json
 from mpn_d2.evaluation.scenes import (
     Scene,
     Skipped,
     annotated_scenes,
+    owner_share,
     to_instances,
     with_boxes,
     with_keypoints,
 )
+from mpn_d2.structures.outputs import AssembledPoses
 from mpn_d2.structures.skeleton import get_skeleton
 from mpn_d2.utils.results import format_figure, update_results
 
@@ -68,47 +73,80 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--annotations", required=True, metavar="F", help="COCO keypoint JSON")
-    parser.add_argument("--keypoints", default=TRUTH, metavar="gt|F", help="default: gt")
-    parser.add_argument("--boxes", default=TRUTH, metavar="gt|F", help="default: gt")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--annotations", required=True, metavar="F", help="COCO keypoint JSON, .gz too; no images")
+    add("--keypoints", default=TRUTH, metavar="gt|F", help="annotated ones, or a JSON; default: gt")
+    add("--boxes", default=TRUTH, metavar="gt|F", help="annotated ones, or COCO results")
+    add(
         "--config-file",
         metavar="C",
         default=str(REPO / "configs" / "MultiPoseNet" / "Assembler_coco.yaml"),
         help="default: our assembler",
     )
-    parser.add_argument("--evidence", metavar="E", help="MODEL.ASSEMBLER.EVIDENCE")
-    parser.add_argument("--matching", metavar="M", help="MODEL.ASSEMBLER.MATCHING")
-    parser.add_argument("--weights", metavar="W", help="of the assembler; default: MODEL.WEIGHTS")
-    parser.add_argument("--output", metavar="R.json", help="COCO results")
-    parser.add_argument("--noise", action="store_true", help="a table of degraded inputs")
-    parser.add_argument("--error-budget", action="store_true", help="what costs how many points")
-    parser.add_argument("--filter-boxes", action="store_true", help="EVAL.GT_BOX_FILTER")
-    parser.add_argument("--results", metavar="F", help="figures go into this JSON, too")
-    parser.add_argument("--name", default="", help="group of the figures in it")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
+    add("--evidence", metavar="E", help="MODEL.ASSEMBLER.EVIDENCE (prn, ucr, max, identity ...)")
+    add("--matching", metavar="M", help="MODEL.ASSEMBLER.MATCHING (mutual_best, hungarian ...)")
+    add("--weights", metavar="W", help="checkpoint with the assembler; default: MODEL.WEIGHTS")
+    add("--output", metavar="R.json", help="where the people are written as COCO results")
+    add("--noise", action="store_true", help="also a table of degraded annotations, fixed seed")
+    add(
+        "--error-budget",
+        action="store_true",
+        help="also tables of what costs how much, and of true and given keypoints and boxes",
+    )
+    add(
+        "--filter-boxes",
+        action="store_true",
+        help="leave out annotated boxes of crowds and of people without keypoints",
+    )
+    add("--results", metavar="F", help="the figures go into this JSON, too; needs --name")
+    add("--name", default="", metavar="G", help="group of the figures in it")
+    add("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="config options, at the end")
     return parser.parse_args(arguments)
 
 
 def main(args: Namespace) -> None:
-    if args.noise and (args.keypoints != TRUTH or args.boxes != TRUTH):
-        raise ValueError("--noise degrades annotations: give --keypoints gt --boxes gt")
+    start = time.perf_counter()
+    check_arguments(args)
     cfg = load_config(args.config_file, options(args))
     cfg.freeze()
     dicts = load_annotations(args.annotations, cfg)
+    if (args.noise or args.error_budget) and not annotates_people(dicts):
+        raise ValueError(
+            f"{args.annotations}: nobody has labelled keypoints, which --noise and --error-budget "
+            "compare with: give annotations with keypoints"
+        )
     assembler = load_assembler(cfg, args.weights)
+    sources = load_sources(args, cfg, dicts)
+    scenes = sources[chosen_source(args)]
+    poses = assemble_scenes(assembler, scenes, one_to_one=announce(assembler, scenes))
+    if args.output:
+        write_poses(args.output, scenes, poses)
+    figures = evaluate(cfg, dicts, scenes, poses)
     if args.noise:
-        figures = noise_table(cfg, assembler, dicts, args.filter_boxes)
-    else:
-        scenes = load_scenes(args, cfg, dicts)
-        poses = assemble_scenes(assembler, scenes, one_to_one=one_to_one(cfg))
-        if args.output:
-            write_poses(args.output, scenes, poses)
-        figures = evaluate(cfg, scenes, poses) if annotates_people(dicts) else {}
-        if args.error_budget:
-            figures.update(error_budget(cfg, assembler, dicts, DATASET))
+        figures.update(noise_table(cfg, assembler, dicts, args.filter_boxes))
+    if args.error_budget:
+        figures.update(
+            error_budget(
+                cfg, assembler, dicts, DATASET, filter_boxes=args.filter_boxes, from_files=sources
+            )
+        )
     if args.results:
-        update_results(args.results, args.name, figures, seed=NOISE_SEED)
+        seconds = time.perf_counter() - start
+        update_results(args.results, args.name, figures, seconds=seconds, seed=NOISE_SEED)
+
+
+def check_arguments(args: Namespace) -> None:
+    """ValueError or FileNotFoundError for arguments that cannot be meant."""
+    if args.noise and chosen_source(args) != TRUTH:
+        raise ValueError("--noise degrades annotations: give --keypoints gt --boxes gt")
+    if args.results and not args.name:
+        raise ValueError("--results needs --name, which the figures are kept under")
+    for option, path in (("--keypoints", args.keypoints), ("--boxes", args.boxes)):
+        if path != TRUTH and not Path(path).is_file():
+            raise FileNotFoundError(
+                f"{option} {path}: no such file; give a JSON of COCO results, or {TRUTH} for the "
+                "annotations"
+            )
 
 
 def options(args: Namespace) -> list[str]:
@@ -118,12 +156,6 @@ def options(args: Namespace) -> list[str]:
         if value is not None:
             changed += [f"MODEL.ASSEMBLER.{key}", value]
     return changed
-
-
-def one_to_one(cfg: CfgNode) -> bool:
-    """Whether the config promises it: shared or invented joints are rows of their own."""
-    node = cfg.MODEL.ASSEMBLER
-    return node.ONE_TO_ONE and node.MATCHING != "argmax" and node.FALLBACK == "none"
 
 
 def load_annotations(path: str, cfg: CfgNode) -> list[dict]:
@@ -138,44 +170,81 @@ def load_annotations(path: str, cfg: CfgNode) -> list[dict]:
     return load_pose_dicts([DATASET], is_train=False, need_images=False)
 
 
-def load_scenes(args: Namespace, cfg: CfgNode, dicts: list[dict]) -> list[Scene]:
-    """What is assembled, from the sources that the arguments name; prints what was skipped."""
-    num_keypoints = get_skeleton(cfg.MODEL.SKELETON).num_keypoints
-    scenes = annotated_scenes(dicts, num_keypoints, filter_boxes=args.filter_boxes)
-    skipped = Skipped()
-    if args.keypoints != TRUTH:
-        scenes = with_keypoints(scenes, args.keypoints, num_keypoints, skipped)
-    if args.boxes != TRUTH:
-        scenes = with_boxes(scenes, args.boxes, skipped)
-    for line in skipped.lines():
-        print(line)
-    candidates, boxes = (
-        sum(len(x) for x in part) for part in zip(*((s.candidates, s.boxes) for s in scenes))
+def annotates_people(dicts: list[dict]) -> bool:
+    """Whether there is any truth to compare with."""
+    return any(has_keypoints(a) for record in dicts for a in record["annotations"])
+
+
+def chosen_source(args: Namespace) -> str:
+    """Which of `load_sources` the arguments ask for."""
+    files = args.keypoints != TRUTH, args.boxes != TRUTH
+    return {(False, False): TRUTH, (True, False): "keypoints", (False, True): "boxes"}.get(
+        files, "both"
     )
+
+
+def load_sources(args: Namespace, cfg: CfgNode, dicts: list[dict]) -> dict[str, list[Scene]]:
+    """Scenes by what of them comes from a file; prints what of the files was skipped.
+
+    Keys: "gt" (nothing) and, where the arguments name files, "keypoints", "boxes", "both".
+    """
+    num_keypoints = get_skeleton(cfg.MODEL.SKELETON).num_keypoints
+    truth = annotated_scenes(dicts, num_keypoints, filter_boxes=args.filter_boxes)
+    sources = {TRUTH: truth}
+    if args.keypoints != TRUTH:
+        skipped = Skipped()
+        sources["keypoints"] = with_keypoints(truth, args.keypoints, num_keypoints, skipped)
+        print_skipped(args.keypoints, skipped)
+    if args.boxes != TRUTH:
+        skipped = Skipped()
+        sources["boxes"] = with_boxes(truth, args.boxes, skipped)
+        print_skipped(args.boxes, skipped)
+    if len(sources) == 3:
+        sources["both"] = [
+            replace(boxed, candidates=found.candidates, owners=None)
+            for found, boxed in zip(sources["keypoints"], sources["boxes"], strict=True)
+        ]
+    return sources
+
+
+def print_skipped(path: str, skipped: Skipped) -> None:
+    """A line for each reason why something of a file is not used."""
+    for line in skipped.lines():
+        print(f"{path}: {line}")
+
+
+def announce(assembler: nn.Module, scenes: list[Scene]) -> bool:
+    """Prints what is assembled; returns whether the assembler promises to be one-to-one."""
+    boxes = sum(len(scene.boxes) for scene in scenes)
+    candidates = sum(len(scene.candidates) for scene in scenes)
     print(f"{len(scenes)} images, {boxes} boxes, {candidates} keypoints")
-    return scenes
+    one_to_one = promises_one_to_one(assembler)
+    if not one_to_one:
+        print("NOT one-to-one: the config lets boxes share keypoints, or invents joints")
+    return one_to_one
 
 
-def write_poses(path: str, scenes: list[Scene], poses: list) -> None:
-    """COCO results of everybody who got a keypoint; category 1, as in COCO."""
+def write_poses(path: str, scenes: list[Scene], poses: list[AssembledPoses]) -> None:
+    """COCO results of everybody who got a keypoint."""
+    (person_id,) = MetadataCatalog.get(DATASET).thing_dataset_id_to_contiguous_id
     rows = []
     for scene, pose in zip(scenes, poses, strict=True):
         rows += export_instances(to_instances(scene, pose), scene.image_id)[1]
-    Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, [{**row, "category_id": 1} for row in rows])
-    print(f"{path}: {len(rows)} people")
+    write_json(path, [{**row, "category_id": person_id} for row in rows])
+    without = sum(len(scene.boxes) for scene in scenes) - len(rows)
+    print(f"{path}: {len(rows)} people; {without} boxes got no keypoint and are left out")
 
 
-def annotates_people(dicts: list[dict]) -> bool:
-    """Whether there is any truth to compare with."""
-    return any(a.get("keypoints") for record in dicts for a in record.get("annotations", ()))
-
-
-def evaluate(cfg: CfgNode, scenes: list[Scene], poses: list) -> dict[str, float | None]:
-    """Metrics of the poses, printed."""
+def evaluate(
+    cfg: CfgNode, dicts: list[dict], scenes: list[Scene], poses: list[AssembledPoses]
+) -> dict[str, float | None]:
+    """COCO's table and the share of joints that came to their owner, printed."""
+    if not annotates_people(dicts):
+        print("nobody has labelled keypoints in the annotations: nothing to compare with")
+        return {}
     sigmas = get_skeleton(cfg.MODEL.SKELETON).sigmas
     metrics = evaluate_poses(DATASET, scenes, poses, sigmas)
-    print(json.dumps({name: format_figure(value).strip() for name, value in metrics.items()}))
+    print(", ".join(f"{name} {format_figure(value).strip()}" for name, value in metrics.items()))
     return metrics
 
 
@@ -184,7 +253,9 @@ def noise_table(
 ) -> dict[str, float | None]:
     """AP and owner share of each row of NOISE_ROWS, printed as a table in Markdown."""
     skeleton = get_skeleton(cfg.MODEL.SKELETON)
+    scorer = PeopleScorer(DATASET, skeleton.sigmas)
     figures = {}
+    print("\n| | AP | to their owner, % |\n|---|---|---|")
     for name, noise in NOISE_ROWS.items():
         scenes = annotated_scenes(
             dicts,
@@ -194,13 +265,10 @@ def noise_table(
             sigmas=skeleton.sigmas,
             seed=NOISE_SEED,
         )
-        poses = assemble_scenes(assembler, scenes, one_to_one=one_to_one(cfg))
-        metrics = evaluate_poses(DATASET, scenes, poses, skeleton.sigmas)
-        figures |= {f"noise/{name}/{key}": metrics[key] for key in ("AP", "owner_share")}
-    print("\n| | AP | given to their owner, % |\n|---|---|---|")
-    for name in NOISE_ROWS:
-        row = (format_figure(figures[f"noise/{name}/{key}"]) for key in ("AP", "owner_share"))
-        print(f"| {name} | {' | '.join(row)} |")
+        poses = assemble_scenes(assembler, scenes, one_to_one=promises_one_to_one(assembler))
+        row = {"AP": scorer.score(scenes, poses), "owner_share": owner_share(scenes, poses)}
+        print(f"| {name} | {' | '.join(map(format_figure, row.values()))} |", flush=True)
+        figures |= {f"noise/{name}/{key}": value for key, value in row.items()}
     return figures
 
 

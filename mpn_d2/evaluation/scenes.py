@@ -263,6 +263,8 @@ def _entries(path: str, key: str) -> list[dict]:
     for place, entry in enumerate(content):
         if not isinstance(entry, dict) or "image_id" not in entry or key not in entry:
             raise ValueError(f'{path}: entry {place} has no "image_id" or no "{key}"')
+        if not isinstance(entry["image_id"], int | float | str):
+            raise ValueError(f"{path}: entry {place}: image_id must be a number or a text")
     return content
 
 
