@@ -14,17 +14,31 @@ Part `data`, at the settings of the keypoint stage (crops of --size, whole recip
   --batch-size images and the part of it that building targets takes;
 - peak_mib/keypoint_stage: memory of a process of its own that takes one step on --memory-batch-size
   images (GPU: what PyTorch reserved there; else all of the process).
+
+    python tools/benchmark.py --config-file configs/MultiPoseNet/PRN_coco.yaml --part assembly \
+        --output docs/results/benchmark_assembly.json
+
+Part `assembly`, in float32, with the annotations of the assembly stage:
+
+- assembly/people_per_second: training people that are read and rasterised on one core, by the wall
+  clock; assembly/people_per_cpu_second: by processor time; the best of --passes;
+- assembly/seconds/<evidence>/<people>: one image of 20 or 100 people to poses, median of --repeats.
+  Boxes lie as in the fullest images, every box holds all joints. <evidence>: prn and ucr as
+  published, and the config's own. Weights are random, unless they come with the package.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import multiprocessing
 import resource
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,6 +56,8 @@ from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.stages import stage_config
 from mpn_d2.engine.trainer import PoseTrainer
+from mpn_d2.modeling.assembly import build_pose_assembler
+from mpn_d2.structures.outputs import Candidates
 from mpn_d2.utils.results import write_results
 
 
@@ -58,20 +74,22 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=8, help="of the timed iterations")
     parser.add_argument("--iterations", type=int, default=2, help="that are timed; the best counts")
     parser.add_argument("--memory-batch-size", type=int, default=2, help="of the measured step")
+    parser.add_argument("--people", type=int, default=6400, help="that a pass rasterises")
+    parser.add_argument("--repeats", type=int, default=15, help="of an assembly")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
     return parser.parse_args(arguments)
 
 
 def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
-    for name in ("size", "images", "passes", "batch_size", "iterations", "memory_batch_size"):
-        if getattr(args, name) < 1:
+    for name, value in vars(args).items():
+        if isinstance(value, int) and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
     register_pose_datasets()
     cfg = load_config(args.config_file, args.opts)
     figures = PARTS[args.part](args, cfg)
     for name, value in figures.items():
-        print(f"{name:32} {value:10.2f}")
+        print(f"{name:32} {value:10.4g}")
     seconds = time.perf_counter() - start
     write_results(args.output, figures, seconds=seconds, seed=cfg.SEED, device=cfg.MODEL.DEVICE)
 
@@ -91,7 +109,122 @@ def measure_data(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
     }
 
 
-PARTS = {"data": measure_data}
+def measure_assembly(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
+    """The figures of part `assembly`, see the head of this file."""
+    own = stage_config(cfg, "assembly", args.opts)
+    loader = build_pose_train_loader(_published(own, "ucr"))
+    figures = _rasterising_speed(_published(own, "ucr"), loader, args.people, args.passes)
+    kinds = {"prn": _published(own, "prn"), "ucr": _published(own, "ucr")}
+    kinds.setdefault(own.MODEL.ASSEMBLER.EVIDENCE, own)
+    for kind, settings in kinds.items():
+        torch.manual_seed(0)
+        assembler = build_pose_assembler(settings).to(settings.MODEL.DEVICE).eval()
+        for count in CROWDS:
+            candidates, boxes = crowd(loader.order.samples, count)
+            work = functools.partial(
+                assembler.inference,
+                [candidates.to(settings.MODEL.DEVICE)],
+                [boxes.to(settings.MODEL.DEVICE)],
+            )
+            figures[f"assembly/seconds/{kind}/{count}"] = statistics.median(
+                _seconds(settings, work, args.repeats)
+            )
+    return figures
+
+
+def measure_all(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
+    """All parts; the config must have all stages."""
+    return {**measure_data(args, cfg), **measure_assembly(args, cfg)}
+
+
+PARTS = {"data": measure_data, "assembly": measure_assembly, "all": measure_all}
+# People in the image that is assembled.
+CROWDS = (20, 100)
+
+
+def _published(cfg: CfgNode, evidence: str) -> CfgNode:
+    """The evidence with the authors' matching and settings (design 7.5), trained on people."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.ASSEMBLER.merge_from_other_cfg(
+        CfgNode({"EVIDENCE": evidence, "MATCHING": "reference", "SAMPLES": "people"})
+    )
+    cfg.MODEL.PRN.merge_from_other_cfg(
+        CfgNode({"NODES": 1024, "NUM_HIDDEN": 1, "SOFTMAX": "global", "INPUT_MODE": "peaks"})
+    )
+    cfg.freeze()
+    return cfg
+
+
+def _rasterising_speed(
+    cfg: CfgNode, loader: Iterable[list[dict]], people: int, passes: int
+) -> dict[str, float]:
+    evidence = build_pose_assembler(cfg).evidence
+    batches = max(people // cfg.SOLVER.IMS_PER_BATCH, 1)
+
+    def read() -> None:
+        for batch in itertools.islice(loader, batches):
+            evidence.encode_samples(batch)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = [_clocked(read) for _ in range(passes + 1)]
+    finally:
+        torch.set_num_threads(threads)
+    wall, processor = (min(values) for values in zip(*times[1:], strict=True))
+    count = batches * cfg.SOLVER.IMS_PER_BATCH
+    return {
+        "assembly/people_per_second": count / wall,
+        "assembly/people_per_cpu_second": count / processor,
+    }
+
+
+def crowd(samples: list[dict], count: int) -> tuple[Candidates, torch.Tensor]:
+    """Keypoints and (count, 4) boxes of one image of so many people.
+
+    The fullest images of the samples stand side by side, as often as it takes. Into their boxes
+    come the most completely labelled people, scaled to fit.
+    """
+    images = [list(of_one) for _, of_one in itertools.groupby(samples, key=itemgetter("image_id"))]
+    images.sort(key=len, reverse=True)
+    boxes, right = [], 0.0
+    for people in itertools.cycle(images):
+        group = torch.stack([person["box"] for person in people])
+        group[:, ::2] += right - group[:, 0].min()
+        boxes.append(group)
+        right = group[:, 2].max()
+        if sum(map(len, boxes)) >= count:
+            break
+    placed = torch.cat(boxes)[:count]
+    joints = torch.stack([sample["keypoints"][sample["owner"]] for sample in samples])
+    fullest = (joints[..., 2] > 0).sum(dim=1).argsort(descending=True, stable=True)
+    chosen = fullest[torch.arange(count) % len(fullest)]
+    frames = torch.stack([samples[i]["box"] for i in chosen.tolist()])
+    sides = (frames[:, 2:] - frames[:, :2]).clamp(min=1.0)[:, None]
+    share = (joints[chosen][..., :2] - frames[:, None, :2]) / sides
+    points = placed[:, None, :2] + share * (placed[:, 2:] - placed[:, :2])[:, None]
+    row, kind = (joints[chosen][..., 2] > 0).nonzero().unbind(1)
+    return Candidates(points[row, kind], kind, torch.ones(len(row))), placed
+
+
+def _seconds(cfg: CfgNode, work: Callable[[], object], repeats: int) -> list[float]:
+    """Wall seconds of each repetition, after two that warm up."""
+    times = []
+    for _ in range(repeats + 2):
+        _wait(cfg)
+        start = time.perf_counter()
+        work()
+        _wait(cfg)
+        times.append(time.perf_counter() - start)
+    return times[2:]
+
+
+def _clocked(work: Callable[[], None]) -> tuple[float, float]:
+    """Wall and processor seconds of a piece of work."""
+    start = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
 def _with_batch(cfg: CfgNode, size: int) -> CfgNode:
@@ -121,10 +254,12 @@ def _loader_speed(cfg: CfgNode, images: int, passes: int) -> dict[str, float]:
 def _read(cfg: CfgNode, images: int) -> tuple[float, float]:
     """Wall and processor seconds for so many images of the loader."""
     stream = iter(build_pose_train_loader(cfg))
-    start = time.perf_counter(), time.process_time()
-    for _ in itertools.islice(stream, images):
-        pass
-    return time.perf_counter() - start[0], time.process_time() - start[1]
+
+    def read() -> None:
+        for _ in itertools.islice(stream, images):
+            pass
+
+    return _clocked(read)
 
 
 def _target_share(cfg: CfgNode, iterations: int) -> dict[str, float]:

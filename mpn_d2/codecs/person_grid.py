@@ -77,26 +77,39 @@ def in_margin(points: torch.Tensor, boxes: torch.Tensor, margin: float) -> torch
     return ((points > low) & (points < high)).all(dim=-1)
 
 
-def rasterise(
-    points: torch.Tensor, valid: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]
+def draw_points(
+    points: torch.Tensor,
+    valid: torch.Tensor,
+    boxes: torch.Tensor,
+    size: tuple[int, int],
+    sigma: float,
+    border: str,
 ) -> torch.Tensor:
-    """Grids with 1 in each cell that holds a point, 0 elsewhere.
+    """Grids with 1 in each cell that holds a point, blurred.
+
+    A lone point is an outer product of two profiles, and points are few beside the cells: their
+    sum costs a third of `blur` of the whole grid.
 
     Args:
         points: (B, K, M, 2) x, y by type.
         valid: (B, K, M) bool, which points count.
         boxes: (B, 4).
         size: (h, w).
+        sigma, border: see `blur`.
 
     Returns:
         (B, K, h, w) float32.
     """
     height, width = size
     column, row = points_to_cells(points, boxes, size).unbind(-1)
-    grids = torch.zeros(*points.shape[:2], height * width, device=points.device)
-    grids.scatter_add_(2, row * width + column, valid.float())
-    # Two joints of one type in one cell leave a 1 there, as in the reference.
-    return grids.clamp_(max=1.0).view(*points.shape[:2], height, width)
+    cells = torch.where(valid, row * width + column, -1).sort(dim=2).values
+    # Two joints of one type in one cell leave a 1 there, as in the reference; -1 sorts first.
+    is_new = torch.diff(cells, dim=2, prepend=cells.new_full((*cells.shape[:2], 1), -1)) > 0
+    cells = cells.clamp(min=0)
+    down = _blur_matrix(height, sigma, border, points.device).T[cells // width]
+    across = _blur_matrix(width, sigma, border, points.device).T[cells % width]
+    with torch.autocast(points.device.type, enabled=False):
+        return (down * is_new[..., None]).transpose(-1, -2) @ across
 
 
 def blur(grids: torch.Tensor, sigma: float, border: str) -> torch.Tensor:
@@ -113,8 +126,6 @@ def blur(grids: torch.Tensor, sigma: float, border: str) -> torch.Tensor:
     Returns:
         (..., h, w) float32.
     """
-    if border not in BORDERS:
-        raise ValueError(f"blur border is {border!r}; choose one of {', '.join(BORDERS)}")
     height, width = grids.shape[-2:]
     return _separable(
         grids,
@@ -145,7 +156,7 @@ def encode_input(
         (B, K, h, w) float32. The edge rule is the default of the reference's blur (skimage).
     """
     inside = valid & in_margin(points, boxes, margin)
-    return blur(rasterise(points, inside, boxes, size), sigma, "nearest")
+    return draw_points(points, inside, boxes, size, sigma, "nearest")
 
 
 def encode_label(
@@ -163,7 +174,7 @@ def encode_label(
         (B, K, h, w) float32.
     """
     points, valid = keypoints[:, :, None, :2], keypoints[:, :, None, 2] > 0
-    return blur(rasterise(points, valid, boxes, size), sigma, "constant")
+    return draw_points(points, valid, boxes, size, sigma, "constant")
 
 
 def draw_heatmaps(
@@ -252,6 +263,8 @@ def _separable(grids: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -
 
 def _blur_matrix(length: int, sigma: float, border: str, device: torch.device) -> torch.Tensor:
     """(length, length) matrix whose row i weighs the cells that make up blurred cell i."""
+    if border not in BORDERS:
+        raise ValueError(f"blur border is {border!r}; choose one of {', '.join(BORDERS)}")
     reach = int(4.0 * sigma + 0.5)
     steps = torch.arange(-reach, reach + 1)
     weights = torch.exp(-0.5 * (steps.double() / sigma) ** 2)

@@ -33,6 +33,14 @@ from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 logger = logging.getLogger(__name__)
 
 _SAMPLE_DIR = Path(__file__).resolve().parents[2] / "datasets" / "coco_sample"
+
+
+def _annotation_files(folder: str, split: str) -> tuple[str, str]:
+    """COCO's layout, packed or not."""
+    file = f"{folder}/annotations/person_keypoints_{split}.json"
+    return file, f"{file}.gz"
+
+
 # Name -> skeleton, image folder, annotation file in the order of preference: the authors' layout,
 # then mmpose's. All under DETECTRON2_DATASETS.
 _PUBLIC = {
@@ -58,6 +66,15 @@ _PUBLIC = {
         )
         for split in ("val", "test")
     },
+    # People without photographs, for the assembly.
+    **{
+        f"{folder}_{split}": ("coco", None, _annotation_files(folder, split))
+        for folder, splits in (
+            ("coco_poses", ("train", "val")),
+            ("coco_poses_full", ("train2017", "val2017_half")),
+        )
+        for split in splits
+    },
 }
 
 
@@ -68,7 +85,9 @@ def register_pose_datasets(root: str | os.PathLike | None = None) -> None:
     - drawn people, `drawn-v1-train`, `-test` and so on, which tools/make_synthetic.py writes;
     - CrowdPose (`crowdpose_train`, `_val`, `_trainval`, `_test`; 14 keypoints) and OCHuman
       (`ochuman_val`, `_test`; COCO's keypoints) in the folder DETECTRON2_DATASETS (default:
-      datasets).
+      datasets);
+    - annotations without images, in the same folder: `coco_poses_train`, `_val` and
+      `coco_poses_full_train2017`, `_val2017_half`.
 
     May be called again; what lies elsewhere now is then registered anew.
 
@@ -88,12 +107,12 @@ def register_pose_datasets(root: str | os.PathLike | None = None) -> None:
     for name, (skeleton, images, files) in _PUBLIC.items():
         found = [file for file in map(_in_datasets, files) if os.path.isfile(file)]
         json_file = found[0] if found else _in_datasets(files[0])
-        folders = [_in_datasets(images), os.path.join(Path(json_file).parents[1], "images")]
+        image_root = None
+        if images is not None:
+            folders = [_in_datasets(images), os.path.join(Path(json_file).parents[1], "images")]
+            image_root = next(filter(os.path.isdir, folders), folders[0])
         register_people(
-            name,
-            json_file=json_file,
-            image_root=next(filter(os.path.isdir, folders), folders[0]),
-            skeleton=get_skeleton(skeleton),
+            name, json_file=json_file, image_root=image_root, skeleton=get_skeleton(skeleton)
         )
     _register_drawn()
 
@@ -113,8 +132,7 @@ def register_people(
     Args:
         name: of the dataset.
         json_file: annotations; read when the dataset is loaded.
-        image_root: folder of the images; None: there are none, which is enough for training the
-            assembly.
+        image_root: folder of the images; None: there are none, which is enough for the assembly.
         skeleton: of the keypoints.
         remedy: what the message says when a file is missing; None: about DETECTRON2_DATASETS.
     """
@@ -230,8 +248,7 @@ def check_dataset(name: str, *, need_images: bool = True) -> None:
         return
     if not image_root:
         raise ValueError(
-            f"dataset {name!r} has no image folder, which all but the training of the assembly "
-            f"needs; {remedy}"
+            f"dataset {name!r} has no image folder, which all but the assembly needs; {remedy}"
         )
     raise FileNotFoundError(f"dataset {name!r}: image folder {image_root} not found; {remedy}")
 

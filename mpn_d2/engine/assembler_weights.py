@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import torch
 from detectron2.config import CfgNode
 from torch import nn
 
@@ -47,6 +50,42 @@ def load_assembler(cfg: CfgNode, weights: str | None = None) -> nn.Module:
             f"{some_names(sorted(checkpointer.not_loaded))}): use its config"
         )
     return assembler
+
+
+def save_half(path_in: str, path_out: str) -> None:
+    """Writes the assembler of a checkpoint alone, in half precision: a sixth of a training's file.
+
+    What loads checkpoints turns it into float32 again. Single numbers and tensors that half
+    precision cannot hold stay as they are. Whole or not at all.
+
+    Args:
+        path_in: checkpoint of a whole model or of the assembly stage.
+        path_out: .pth file.
+
+    Raises:
+        ValueError: no checkpoint, or one without an assembler.
+        FileNotFoundError: there is no such file.
+    """
+    if not os.path.isfile(path_in):
+        raise FileNotFoundError(f"checkpoint {path_in} not found")
+    # Its own reader: weights alone, whatever else the file claims to hold.
+    weights = PoseCheckpointer(nn.Module())._load_file(path_in)["model"]
+    halved = {
+        name: _half(torch.as_tensor(value))
+        for name, value in weights.items()
+        if name.startswith("assembler.")
+    }
+    if not halved:
+        raise ValueError(f"checkpoint {path_in} holds no assembler")
+    partial = f"{path_out}.partial"
+    torch.save({"model": halved}, partial)
+    os.replace(partial, path_out)
+
+
+def _half(value: torch.Tensor) -> torch.Tensor:
+    half = value.half()
+    fits = value.is_floating_point() and value.numel() > 1 and bool(half.isfinite().all())
+    return half if fits else value
 
 
 def has_weights(assembler: nn.Module) -> bool:

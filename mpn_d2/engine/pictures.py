@@ -17,6 +17,7 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase
 from torch import nn
 
+from mpn_d2.modeling.assembly.grid_evidence import GridEvidence
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 from mpn_d2.utils.target_pictures import draw_grids, draw_predictions, draw_targets, stack
 from mpn_d2.utils.visualize import write_png
@@ -46,8 +47,8 @@ def build_picture_hook(cfg: CfgNode, *, to_events: bool) -> PictureHook | None:
 class PictureHook(HookBase):
     """Draws the first images (or people of the assembly) of the batch just trained on.
 
-    For models with a `keypoint_head` and an `assembler`. The training goes on as if nothing had
-    been drawn: see `undisturbed`.
+    For models with an `assembler` and, where images train, a `keypoint_head`. The training goes on
+    as if nothing had been drawn: see `undisturbed`.
     """
 
     def __init__(
@@ -135,8 +136,13 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 def draw_batch(
     model: nn.Module, batch: list[dict], skeleton: Skeleton, image_format: str
 ) -> list[tuple[str, np.ndarray]]:
-    """Names and pictures (RGB uint8) of the first of a training batch; the model in eval mode."""
+    """Names and pictures (RGB uint8) of the first of a training batch; the model in eval mode.
+
+    None of an assembly whose evidence sees no grids.
+    """
     if "image" not in batch[0]:
+        if not isinstance(model.assembler.evidence, GridEvidence):
+            return []
         return [("people", _draw_people(model, batch[:MOST_PEOPLE], skeleton))]
     images = [x for x in batch[:MOST_IMAGES] if "image" in x]
     # A batch may hold an image twice, differently augmented; an id may be any text.

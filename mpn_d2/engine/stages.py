@@ -21,6 +21,7 @@ from torch import nn
 
 from mpn_d2.config import merge_options
 from mpn_d2.data.loader import trains_without_images
+from mpn_d2.engine.assembler_weights import has_weights
 from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import TAG, PoseCheckpointer, read_progress, some_names
 from mpn_d2.engine.trainer import PoseTrainer
@@ -315,15 +316,17 @@ def evaluate(cfg: CfgNode, *, weights: str) -> dict:
     Raises:
         ValueError: no weights, no test dataset, or weights that do not fit the config.
     """
-    if not weights:
-        raise ValueError(
-            "nothing to evaluate: give MODEL.WEIGHTS, or an OUTPUT_DIR that holds a checkpoint"
-        )
     if not cfg.DATASETS.TEST:
         raise ValueError("nothing to evaluate on: DATASETS.TEST is empty")
-    logger.info("Evaluating %s on %s", weights, ", ".join(cfg.DATASETS.TEST))
     model = build_pose_model(cfg)
-    PoseCheckpointer(model, strict=True).load(weights)
+    # Evidence without weights (max, identity) by itself is complete as it is.
+    if has_weights(model):
+        if not weights:
+            raise ValueError(
+                "nothing to evaluate: give MODEL.WEIGHTS, or an OUTPUT_DIR that holds a checkpoint"
+            )
+        PoseCheckpointer(model, strict=True).load(weights)
+    logger.info("Evaluating %s on %s", weights or "no weights", ", ".join(cfg.DATASETS.TEST))
     return PoseTrainer.test(cfg, model)
 
 

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts
 from mpn_d2.data.loader import build_pose_train_loader
+from mpn_d2.engine.assembly_evaluation import evaluate_annotations, evaluates_annotations
 from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.hooks import add_long_run_hooks, build_event_writers
@@ -118,13 +119,18 @@ class PoseTrainer(DefaultTrainer):
         """Evaluates on every dataset of DATASETS.TEST: {dataset: {task: {metric: value}}}.
 
         Values are 0 to 100, None where a dataset has no ground truth for a metric (Detectron2's
-        own method cannot print those); processes other than the main one get empty dicts.
+        own method cannot print those); processes other than the main one get empty dicts. Without
+        images, annotated keypoints are assembled (engine/assembly_evaluation.py).
         """
         results = {}
         for i, name in enumerate(cfg.DATASETS.TEST):
-            evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
-            loader = cls.build_test_loader(cfg, name)
-            results[name] = inference_on_dataset(model, loader, evaluator) or {}
+            if not evaluators and evaluates_annotations(model, name):
+                folder = os.path.join(cfg.OUTPUT_DIR, "inference", name)
+                results[name] = evaluate_annotations(cfg, model, name, folder)
+            else:
+                evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
+                loader = cls.build_test_loader(cfg, name)
+                results[name] = inference_on_dataset(model, loader, evaluator) or {}
             if comm.is_main_process():
                 logger.info("Evaluation results for %s in csv format:", name)
                 print_csv_format(drop_missing(results[name]))

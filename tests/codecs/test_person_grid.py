@@ -88,20 +88,51 @@ def test_joints_in_the_margin_are_clamped_on_both_axes():
     cells = person_grid.points_to_cells(points, box, SIZE)
     assert cells[0, 0].tolist() == [[0, 0], [35, 55], [0, 10]]
     assert person_grid.in_margin(points, box, 0.21)[0, 0].tolist() == [True, True, False]
-    inside = valid & person_grid.in_margin(points, box, 0.21)
-    grid = person_grid.rasterise(points, inside, box, SIZE)[0, 0]
+    # So narrow a blur leaves the cells as they are.
+    grid = person_grid.encode_input(points, valid, box, SIZE, 0.21, 0.1)[0, 0]
     assert grid.nonzero().tolist() == [[0, 0], [55, 35]]
+
+
+@pytest.mark.parametrize("x_side", [-1, 0, 1])
+@pytest.mark.parametrize("y_side", [-1, 0, 1])
+def test_each_axis_is_clamped_whatever_the_other_does(x_side, y_side):
+    """The references forget the second axis: row -3 of an array is its third last (spec 5.4)."""
+    left, top, width, height = 100.0, 200.0, 72.0, 28.0
+    x = left + width / 2 + x_side * (width / 2 + 9.0)
+    y = top + height / 2 + y_side * (height / 2 + 4.0)
+    box = torch.tensor([[left, top, left + width, top + height]])
+    keypoints = torch.tensor([[[x, y, 2.0]]])
+    column = {-1: 0, 0: 18, 1: 35}[x_side]
+    row = {-1: 0, 0: 28, 1: 55}[y_side]
+    label = person_grid.encode_label(keypoints, box, SIZE, 2.0)[0, 0]
+    assert divmod(int(label.argmax()), SIZE[1]) == (row, column)
+    points, valid = keypoints[:, :, None, :2], keypoints[:, :, None, 2] > 0
+    grid = person_grid.encode_input(points, valid, box, SIZE, 0.21, 1.0)[0, 0]
+    assert divmod(int(grid.argmax()), SIZE[1]) == (row, column)
+
+
+def test_joint_beyond_the_margin_is_in_the_label_alone():
+    box = torch.tensor([[100.0, 200.0, 136.0, 256.0]])
+    keypoints = torch.tensor([[[90.0, 230.0, 2.0], [110.0, 210.0, 2.0]]])
+    points, valid = keypoints[:, :, None, :2], keypoints[:, :, None, 2] > 0
+    grids = person_grid.encode_input(points, valid, box, SIZE, 0.21, 1.0)[0]
+    assert grids[0].sum() == 0 and grids[1].sum() > 0.99
+    label = person_grid.encode_label(keypoints, box, SIZE, 2.0)[0, 0]
+    assert divmod(int(label.argmax()), SIZE[1]) == (30, 0)
 
 
 def test_two_joints_in_one_cell_give_one_not_two():
     box = torch.tensor([[0.0, 0.0, 360.0, 560.0]])
     points = torch.tensor([[[[11.0, 21.0], [19.0, 29.0]]]])
     valid = torch.ones(1, 1, 2, dtype=torch.bool)
-    grid = person_grid.rasterise(points, valid, box, SIZE)
-    assert grid.sum() == 1 and grid[0, 0, 2, 1] == 1
+    grid = person_grid.encode_input(points, valid, box, SIZE, 0.21, 1.0)
+    alone = person_grid.encode_input(points[:, :, :1], valid[:, :, :1], box, SIZE, 0.21, 1.0)
+    assert divmod(int(grid.argmax()), SIZE[1]) == (2, 1)
+    assert torch.equal(grid, alone)
     # An invalid point does not clear the cell of a valid one.
-    grid = person_grid.rasterise(points, torch.tensor([[[True, False]]]), box, SIZE)
-    assert grid.sum() == 1
+    one = torch.tensor([[[True, False]]])
+    assert torch.equal(person_grid.encode_input(points, one, box, SIZE, 0.21, 1.0), alone)
+    assert person_grid.encode_input(points, ~valid, box, SIZE, 0.21, 1.0).sum() == 0
 
 
 def test_scale_rounds_sides_up_but_not_float_noise():

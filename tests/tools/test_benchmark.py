@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from tools import benchmark
 
@@ -55,6 +56,43 @@ def test_settings_are_those_of_the_crop_recipe(sample_dir) -> None:
     for cfg in seen:
         assert (cfg.INPUT.AUGMENTATION, cfg.INPUT.CROP_SIZE) == ("crop", 64)
         assert list(cfg.MODEL.TRAIN_PARTS) == ["keypoint"]
+
+
+def test_figures_of_the_assembly_part(tmp_path, sample_dir) -> None:
+    config = str(sample_dir.parents[1] / "configs/MultiPoseNet/UCR_poses.yaml")
+    output = tmp_path / "assembly.json"
+    arguments = ["--config-file", config, "--part", "assembly", "--output", str(output)]
+    arguments += ["--people", "8", "--passes", "1", "--repeats", "2", *OPTIONS]
+    # The published PRN takes seconds to make.
+    arguments += ["SOLVER.IMS_PER_BATCH", "4", "MODEL.PRN.CROP", "(14, 9)"]
+    benchmark.main(benchmark.parse_args(arguments))
+    figures = json.loads(output.read_text())["metrics"]
+    times = {f"assembly/seconds/{kind}/{n}" for kind in ("prn", "ucr") for n in (20, 100)}
+    speeds = {"assembly/people_per_second", "assembly/people_per_cpu_second"}
+    assert set(figures) == times | speeds
+    assert all(value > 0 for value in figures.values())
+    assert figures["assembly/people_per_second"] > 50
+
+
+def test_a_crowd_stands_as_real_ones_do() -> None:
+    full = torch.rand(1, 17, 3) + torch.tensor([0.0, 0.0, 1.0])
+    few = full.clone()
+    few[:, 2:, 2] = 0.0
+    keypoints = torch.cat([few, full * torch.tensor([10.0, 20.0, 1.0])])
+    boxes = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 10.0, 20.0]])
+    samples = [
+        {"image_id": 3, "keypoints": few, "owner": 0, "box": boxes[0] + 7},
+        *[{"image_id": 8, "keypoints": keypoints, "owner": i, "box": boxes[i]} for i in (0, 1)],
+    ]
+    candidates, placed = benchmark.crowd(samples, 5)
+    # The image of two, the image of one, and again: side by side, nobody between.
+    assert placed[:, 0].tolist() == [0, 0, 10, 11, 11]
+    assert placed[:, 2].tolist() == [1, 10, 11, 12, 21]
+    # Persons come by their number of joints: 17, 2, 2, 17, 2.
+    assert torch.bincount(candidates.types).tolist() == [5, 5] + [2] * 15
+    first = candidates.points[:17]
+    torch.testing.assert_close(first, full[0, :, :2])
+    torch.testing.assert_close(candidates.points[21:38], torch.tensor([11.0, 0.0]) + full[0, :, :2])
 
 
 def test_a_count_of_none_is_refused(tmp_path) -> None:

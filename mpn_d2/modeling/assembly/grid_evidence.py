@@ -96,8 +96,8 @@ class GridEvidence(Evidence):
             return nobody, nobody
         owners = torch.stack([s["keypoints"][s["owner"]] for s in samples]).to(self.device)
         boxes = torch.stack([s["box"] for s in samples]).to(self.device)
-        people = [s.get("candidates", s["keypoints"]).to(self.device) for s in samples]
-        by_type = pad_sequence(people, batch_first=True).transpose(1, 2)
+        people = [s.get("candidates", s["keypoints"]) for s in samples]
+        by_type = pad_sequence(people, batch_first=True).to(self.device).transpose(1, 2)
         points, valid = by_type[..., :2], by_type[..., 2] > 0
         labels = person_grid.encode_label(owners, boxes, self.size, self.label_sigma)
         return self.grid_input.from_annotations(points, valid, boxes), labels
