@@ -11,6 +11,7 @@ from torch import nn
 
 from mpn_d2.data.datasets import check_dataset, load_pose_dicts
 from mpn_d2.evaluation.assembly import assemble_scenes, evaluate_poses
+from mpn_d2.evaluation.error_budget import promises_one_to_one
 from mpn_d2.evaluation.scenes import annotated_scenes
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -55,11 +56,6 @@ def evaluate_annotations(
     logger.info(
         "%s: annotated keypoints are assembled in annotated boxes, no image is read", dataset_name
     )
-    poses = assemble_scenes(model.assembler, scenes, one_to_one=promises_one_to_one(cfg))
+    one_to_one = promises_one_to_one(model.assembler)
+    poses = assemble_scenes(model.assembler, scenes, one_to_one=one_to_one)
     return {"keypoints": evaluate_poses(dataset_name, scenes, poses, skeleton.sigmas, output_dir)}
-
-
-def promises_one_to_one(cfg: CfgNode) -> bool:
-    """Whether no keypoint may go to two boxes and none be invented (design 7.1)."""
-    node = cfg.MODEL.ASSEMBLER
-    return node.ONE_TO_ONE and node.MATCHING != "argmax" and node.FALLBACK == "none"

@@ -208,6 +208,29 @@ def test_crowdpose_and_ochuman_by_name(
     assert (2 in found[0]["ignore_mask"]) == (kind == "crowdpose")
 
 
+@pytest.mark.parametrize(
+    ("name", "images", "people"),
+    [
+        ("coco_poses_train", 266, 1056),
+        ("coco_poses_val", 106, 435),
+        ("coco_poses_full_val2017_half", 1173, 3144),
+    ],
+)
+def test_annotations_without_images_by_name(mpn_data, monkeypatch, name, images, people) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(mpn_data))
+    try:
+        register_pose_datasets()
+        dicts = load_pose_dicts(name, is_train=False, need_images=False)
+        with pytest.raises(ValueError, match=f"'{name}' has no image folder"):
+            load_pose_dicts(name, is_train=False)
+    finally:
+        monkeypatch.undo()
+        register_pose_datasets()
+    assert len(dicts) == images
+    assert sum(len(record["annotations"]) for record in dicts) == people
+    assert "coco_poses_full_train2017" in DatasetCatalog.list()
+
+
 def test_images_left_out_while_training(make_dataset: Callable[..., str]) -> None:
     name = make_dataset(
         {1: [_person(3)], 2: [], 3: [_person(0, iscrowd=1)], 4: [_person(0)], 5: [_person(5)]}

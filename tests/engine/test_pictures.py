@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
 from torch import nn
 
 from mpn_d2.data.datasets import register_pose_datasets
-from mpn_d2.engine.pictures import build_picture_hook, undisturbed
+from mpn_d2.engine.pictures import build_picture_hook, draw_batch, undisturbed
 from mpn_d2.engine.stages import stage_config
 from mpn_d2.engine.trainer import PoseTrainer
+from mpn_d2.structures.skeleton import get_skeleton
 
 TINY = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MAX_SIZE_TRAIN", "160", "MODEL.PRN.NODES", "8"]
 TINY += ["DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "3"]
@@ -56,6 +58,12 @@ def test_a_run_with_pictures_equals_one_without(paper_config, tmp_path, stage):
     assert len(names) == (4 if stage == "keypoint" else 2)
     if stage == "assembly":
         assert names == ["iter_0000000_people.png", "iter_0000001_people.png"]
+
+
+def test_an_assembly_without_grids_has_no_pictures(paper_config):
+    model = build_model(paper_config("MultiPoseNet/UCR_poses.yaml"))
+    model.assembler.evidence = nn.Linear(1, 1)
+    assert draw_batch(model, [{"image_id": 1}], get_skeleton("coco"), "BGR") == []
 
 
 def test_pictures_show_the_images_of_the_batch(paper_config, tmp_path):
