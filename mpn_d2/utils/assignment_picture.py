@@ -1,8 +1,8 @@
 """A picture of one assignment: candidates and boxes, result, evidence of each box.
 
 Letters: C candidates, P boxes of one image, B of them that take part, K keypoint types, h x w cells
-of a box grid. Frame: continuous pixels of the image; all drawn on it enlarged or reduced to one
-size, so that large and small images show the same marks.
+of a box grid. Frame: continuous pixels of the image. What is drawn is a part of the image, enlarged
+or reduced to one size, so that people large and small carry the same marks.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from mpn_d2.structures.outputs import AssembledPoses, Candidates
 from mpn_d2.structures.skeleton import Skeleton
 from mpn_d2.utils.target_pictures import draw_grid, join, stack, type_colors
 
-# Longer side of the image and height of an evidence panel, pixels.
+# Longer side of the overviews and height of an evidence panel, pixels.
 SIDE = 720
 _PANEL = 336
 # Boxes whose evidence is drawn.
 _MOST_BOXES = 24
 # The image behind boxes and joints, as bright as this.
 _DIM = 0.5
-# Share of its sides that the picture of a box's pair scores shows around it.
-_AROUND = 0.25
+# What is shown around a box, share of its sides, and around everything, share of the longer side.
+_AROUND_BOX = 0.25
+_AROUND_ALL = 0.1
 _WHITE = (255, 255, 255)
 _GREY = (170, 170, 170)
 _BLACK = (0, 0, 0)
@@ -74,12 +75,12 @@ class Assignment:
 def draw_assignment(
     image_rgb: np.ndarray, assignment: Assignment, skeleton: Skeleton
 ) -> np.ndarray:
-    """Candidates and boxes | result, over the evidence of each box that takes part.
+    """Candidates and boxes | result, over the evidence of each box that may claim a candidate.
 
-    Keypoint types and boxes have a colour each. A grid shows the type of the largest evidence at
-    each cell and the candidates that the box may claim at the cell where it is read; without grids
-    candidates are as large as their pair score. What the box got has a white ring, what belongs to
-    somebody else a red cross.
+    Keypoint types and boxes have a colour each. A grid shows at each cell the type that is furthest
+    over the least of its cells (where a softmax says nowhere), and the candidates that the box may
+    claim at the cells where they are read; without grids candidates are as large as their pair
+    score. What the box got has a white ring, what belongs to somebody else a red cross.
 
     Args:
         image_rgb: (H, W, 3) uint8.
@@ -100,22 +101,19 @@ def draw_assignment(
         ],
     )
     rows = [overview, _legend(skeleton, overview.shape[1])]
-    shown = min(len(assignment.rated), _MOST_BOXES)
-    panels = [_draw_evidence(image_rgb, assignment, row, skeleton) for row in range(shown)]
+    claims = (assignment.pair_scores > 0).any(dim=1).nonzero()[:, 0].tolist()
+    shown = claims[:_MOST_BOXES]
+    note = f"evidence of boxes that may claim a keypoint, {len(shown)} of {len(claims)}"
+    rows.append(_text_bar(note, overview.shape[1]))
+    panels = [_draw_evidence(image_rgb, assignment, row, skeleton) for row in shown]
     captions = [
-        f"{int(assignment.rated[row]) + 1}: best {_largest(assignment, row):.2g}"
-        for row in range(shown)
+        f"{int(assignment.rated[row]) + 1}: largest {_largest(assignment, row):.2g}"
+        for row in shown
     ]
-    if panels:
-        note = "evidence of each box"
-        if shown < len(assignment.rated):
-            note = f"evidence of the first {shown} of {len(assignment.rated)} boxes"
-        rows.append(_text_bar(note, overview.shape[1]))
-        columns = max(1, overview.shape[1] // (panels[0].shape[1] + 4))
-        rows += [
-            join(panels[i : i + columns], captions[i : i + columns])
-            for i in range(0, shown, columns)
-        ]
+    columns = max(1, overview.shape[1] // (panels[0].shape[1] + 4)) if panels else 1
+    for first in range(0, len(panels), columns):
+        part = slice(first, first + columns)
+        rows.append(join(panels[part], captions[part]))
     return stack(rows)
 
 
@@ -123,18 +121,20 @@ def draw_candidates(
     image_rgb: np.ndarray, assignment: Assignment, skeleton: Skeleton
 ) -> np.ndarray:
     """All candidates in the colour of their type, all boxes in that of their person."""
-    picture, scale = _canvas(image_rgb)
-    _draw_boxes(picture, assignment.boxes, scale)
-    _draw_points(picture, assignment.candidates.points * scale, assignment.candidates, skeleton)
+    picture, view = _overview(image_rgb, assignment)
+    colors = _colors_of_types(skeleton)
+    candidates = assignment.candidates
+    places = view.pixels(candidates.points)
+    for place, kind in zip(places, candidates.types.tolist(), strict=True):
+        _dot(picture, place, colors[kind])
     return picture
 
 
 def draw_result(image_rgb: np.ndarray, assignment: Assignment, skeleton: Skeleton) -> np.ndarray:
     """One skeleton a box in its colour; red crosses and, hollow, candidates that nobody got."""
-    picture, scale = _canvas(image_rgb)
-    _draw_boxes(picture, assignment.boxes, scale)
+    picture, view = _overview(image_rgb, assignment)
     poses = assignment.poses
-    places = _pixels(poses.keypoints[..., :2] * scale)
+    places = view.pixels(poses.keypoints[..., :2])
     # An unassigned joint is (0, 0, 0); a filled-in one has a place and score 0.
     there = (poses.keypoints != 0).any(dim=-1).tolist()
     for color, joints, has in zip(_box_colors(len(places)), places, there, strict=True):
@@ -145,7 +145,7 @@ def draw_result(image_rgb: np.ndarray, assignment: Assignment, skeleton: Skeleto
             if drawn:
                 _dot(picture, place, color)
     taken = set(poses.candidate_ids.flatten().tolist())
-    for index, place in enumerate(_pixels(assignment.candidates.points * scale)):
+    for index, place in enumerate(view.pixels(assignment.candidates.points)):
         if index not in taken:
             cv2.circle(picture, place, 4, _GREY, 1, cv2.LINE_AA)
     wrong = assignment.wrong()
@@ -165,18 +165,16 @@ def _draw_evidence(
         picture, places, radii = _grid_panel(assignment, row)
     slot = int(assignment.rated[row])
     scores = assignment.pair_scores[row]
-    may = (scores > 0).nonzero()[:, 0]
-    chosen = assignment.candidates.types.new_zeros(len(scores), dtype=torch.bool)
     ids = assignment.poses.candidate_ids[slot]
-    chosen[ids[ids >= 0]] = True
+    got = set(ids[ids >= 0].tolist())
     # Weak ones first, what the box got last: nothing important is covered.
-    order = may[torch.argsort(chosen[may] * (scores.max() + 1) + scores[may])]
+    order = sorted((scores > 0).nonzero()[:, 0].tolist(), key=lambda i: (i in got, scores[i]))
     wrong = assignment.wrong()
     crossed = set() if wrong is None else set(ids[wrong[slot]].tolist())
     colors = _colors_of_types(skeleton)
-    for index in order.tolist():
+    for index in order:
         color = colors[int(assignment.candidates.types[index])]
-        ring = _WHITE if chosen[index] else _BLACK
+        ring = _WHITE if index in got else _BLACK
         _dot(picture, places[index], color, radii[index], ring)
         if index in crossed:
             _cross(picture, places[index])
@@ -196,29 +194,24 @@ def _grid_panel(
     points = assignment.candidates.points[None]
     cells = person_grid.points_to_cells(points, box[None], tuple(grid.shape[1:]))[0]
     places = _pixels((cells + 0.5) * scale)
-    return draw_grid(grid, scale), places, [4] * len(places)
+    background = grid.amin(dim=(1, 2), keepdim=True)
+    return draw_grid(grid - background, scale), places, [4] * len(places)
 
 
 def _pair_panel(
     image_rgb: np.ndarray, assignment: Assignment, row: int
 ) -> tuple[np.ndarray, list[tuple[int, int]], list[int]]:
     """The image around the box; pixel and radius, by pair score, of every candidate in it."""
-    size = (_PANEL, 2 * _PANEL // 3)
-    box = assignment.boxes[assignment.rated[row]].double().numpy()
-    sides = np.maximum(box[2:] - box[:2], 1.0)
-    scale = float((np.array(size[::-1]) / ((1 + 2 * _AROUND) * sides)).min())
-    # The middle of the box lies in the middle of the panel.
-    shift = np.array(size[::-1]) / 2 - scale * (box[:2] + box[2:]) / 2
-    # OpenCV's pixel i has its centre at i, ours at i + 0.5.
-    moved = shift + (scale - 1) / 2
-    matrix = np.array([[scale, 0, moved[0]], [0, scale, moved[1]]])
-    picture = _dimmed(cv2.warpAffine(image_rgb, matrix, size[::-1], flags=cv2.INTER_LINEAR))
-    corners = _pixels(torch.from_numpy(box.reshape(2, 2) * scale + shift))
-    cv2.rectangle(picture, *corners, _GREY, 1)
-    places = _pixels(assignment.candidates.points.double() * scale + torch.from_numpy(shift))
+    box = assignment.boxes[assignment.rated[row]].double()
+    around = _AROUND_BOX * (box[2:] - box[:2])
+    region = torch.cat([box[:2] - around, box[2:] + around])
+    view = _View.of(region, (_PANEL, 2 * _PANEL // 3))
+    picture = view.picture(image_rgb)
+    cv2.rectangle(picture, *view.pixels(box.view(2, 2)), _GREY, 1)
+    places = view.pixels(assignment.candidates.points)
     scores = assignment.pair_scores[row]
     # Relative to the image's best pair, so that boxes compare; area as score.
-    share = (scores / assignment.pair_scores.max().clamp(min=1e-12)).clamp(min=0).sqrt()
+    share = (scores / max(_maximum(assignment.pair_scores), 1e-12)).clamp(min=0).sqrt()
     return picture, places, (2 + 7 * share).round().int().tolist()
 
 
@@ -232,39 +225,82 @@ def _result_caption(assignment: Assignment) -> str:
 
 def _largest(assignment: Assignment, row: int) -> float:
     """What is brightest or largest in the panel of a box."""
-    values = assignment.pair_scores[row] if assignment.grids is None else assignment.grids[row]
+    return _maximum((assignment.pair_scores if assignment.grids is None else assignment.grids)[row])
+
+
+def _maximum(values: torch.Tensor) -> float:
     return float(values.max()) if values.numel() else 0.0
 
 
-def _canvas(image_rgb: np.ndarray) -> tuple[np.ndarray, float]:
-    """The dimmed image with a longer side of SIDE, and how many times larger it is."""
+@dataclass
+class _View:
+    """A part of the image as it is drawn: pixel = scale x point + shift.
+
+    Attributes:
+        scale: how many times larger.
+        shift: (2,) x, y.
+        size: (height, width) of the picture.
+    """
+
+    scale: float
+    shift: torch.Tensor
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, region: torch.Tensor, size: tuple[int, int]) -> _View:
+        """The view that shows x1, y1, x2, y2 in the middle, as large as fits."""
+        region = region.double()
+        room = torch.tensor([size[1], size[0]], dtype=torch.float64)
+        scale = float((room / (region[2:] - region[:2]).clamp(min=1.0)).min())
+        return cls(scale, room / 2 - scale * (region[:2] + region[2:]) / 2, size)
+
+    def picture(self, image_rgb: np.ndarray) -> np.ndarray:
+        """The image so, dimmed; black outside of it."""
+        # OpenCV's pixel i has its centre at i, ours at i + 0.5.
+        x, y = (self.shift + (self.scale - 1) / 2).tolist()
+        matrix = np.array([[self.scale, 0, x], [0, self.scale, y]])
+        part = cv2.warpAffine(image_rgb, matrix, self.size[::-1], borderMode=cv2.BORDER_REPLICATE)
+        inside = np.full(image_rgb.shape[:2], 255, dtype=np.uint8)
+        inside = cv2.warpAffine(inside, matrix, self.size[::-1], flags=cv2.INTER_NEAREST)
+        return (_DIM * part * (inside[..., None] > 0)).astype(np.uint8)
+
+    def pixels(self, points: torch.Tensor) -> list:
+        """(..., 2) points of the image to nested lists of pixels (column, row)."""
+        return _pixels(points.double() * self.scale + self.shift)
+
+
+def _overview(image_rgb: np.ndarray, assignment: Assignment) -> tuple[np.ndarray, _View]:
+    """The part of the image with boxes and candidates in it, all boxes drawn."""
     height, width = image_rgb.shape[:2]
-    scale = SIDE / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    return _dimmed(cv2.resize(image_rgb, size, interpolation=way)), scale
+    points = torch.cat([assignment.boxes.view(-1, 2), assignment.candidates.points]).double()
+    whole = torch.tensor([0.0, 0.0, width, height], dtype=torch.float64)
+    region = whole
+    if len(points):
+        low, high = points.amin(dim=0), points.amax(dim=0)
+        around = _AROUND_ALL * (high - low).max() + 1
+        region = torch.cat([low - around, high + around])
+        limit = whole[2:].repeat(2)
+        region = region.nan_to_num(0.0).clamp(min=0.0).minimum(limit)
+        if not (region[2:] - region[:2] >= 1).all():
+            region = whole
+    sides = region[2:] - region[:2]
+    # Not too narrow for the line of text above it.
+    size = (sides * SIDE / sides.max()).round().int().clamp(min=SIDE // 2).tolist()
+    view = _View.of(region, (size[1], size[0]))
+    picture = view.picture(image_rgb)
+    _draw_boxes(picture, assignment.boxes, view)
+    return picture, view
 
 
-def _dimmed(image_rgb: np.ndarray) -> np.ndarray:
-    return (_DIM * image_rgb).astype(np.uint8)
-
-
-def _draw_boxes(picture: np.ndarray, boxes: torch.Tensor, scale: float) -> None:
-    corners = _pixels(boxes.view(-1, 2, 2) * scale)
-    for number, (color, pair) in enumerate(
-        zip(_box_colors(len(boxes)), corners, strict=True), start=1
-    ):
+def _draw_boxes(picture: np.ndarray, boxes: torch.Tensor, view: _View) -> None:
+    corners, colors = view.pixels(boxes.view(-1, 2, 2)), _box_colors(len(boxes))
+    for pair, color in zip(corners, colors, strict=True):
         cv2.rectangle(picture, *pair, color, 2)
+    for number, (pair, color) in enumerate(zip(corners, colors, strict=True), start=1):
         left, top = (max(place, 0) for place in pair[0])
-        _write(picture, str(number), (left + 4, top + 16), color, 0.5)
-
-
-def _draw_points(
-    picture: np.ndarray, points: torch.Tensor, candidates: Candidates, skeleton: Skeleton
-) -> None:
-    colors = _colors_of_types(skeleton)
-    for place, kind in zip(_pixels(points), candidates.types.tolist(), strict=True):
-        _dot(picture, place, colors[kind])
+        last = (left + 4 + 8 * len(str(number)), top + 14)
+        cv2.rectangle(picture, (left, top), last, color, -1)
+        _write(picture, str(number), (left + 2, top + 11), _WHITE)
 
 
 def _dot(
@@ -279,19 +315,15 @@ def _dot(
 
 
 def _cross(picture: np.ndarray, place: tuple[int, int]) -> None:
-    cv2.drawMarker(picture, place, _WHITE, cv2.MARKER_TILTED_CROSS, 14, 4, cv2.LINE_AA)
-    cv2.drawMarker(picture, place, WRONG_COLOR, cv2.MARKER_TILTED_CROSS, 14, 2, cv2.LINE_AA)
+    cv2.drawMarker(picture, place, _WHITE, cv2.MARKER_TILTED_CROSS, 11, 4, cv2.LINE_AA)
+    cv2.drawMarker(picture, place, WRONG_COLOR, cv2.MARKER_TILTED_CROSS, 11, 2, cv2.LINE_AA)
 
 
 def _write(
-    picture: np.ndarray,
-    text: str,
-    place: tuple[int, int],
-    color: tuple[int, int, int],
-    size: float = 0.4,
+    picture: np.ndarray, text: str, place: tuple[int, int], color: tuple[int, int, int]
 ) -> None:
-    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, _BLACK, 3, cv2.LINE_AA)
-    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, size, color, 1, cv2.LINE_AA)
+    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, _BLACK, 3, cv2.LINE_AA)
+    cv2.putText(picture, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.4, color, 1, cv2.LINE_AA)
 
 
 def _text_bar(text: str, width: int) -> np.ndarray:
@@ -301,15 +333,16 @@ def _text_bar(text: str, width: int) -> np.ndarray:
 
 
 def _legend(skeleton: Skeleton, width: int) -> np.ndarray:
-    """The names of the keypoint types in their colours, as many lines as they need."""
+    """The names of the keypoint types beside their colours, as many lines as they need."""
     bars = [np.zeros((_LEGEND_HEIGHT, width, 3), dtype=np.uint8)]
     left = 2
     for name, color in zip(skeleton.keypoint_names, _colors_of_types(skeleton), strict=True):
-        length = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] + 10
+        length = cv2.getTextSize(name, cv2.FONT_HERSHEY_SIMPLEX, 0.4, 1)[0][0] + 24
         if left > 2 and left + length > width:
             bars.append(np.zeros_like(bars[0]))
             left = 2
-        _write(bars[-1], name, (left, 14), color)
+        _dot(bars[-1], (left + 5, 10), color)
+        _write(bars[-1], name, (left + 13, 14), _WHITE)
         left += length
     return np.concatenate(bars)
 

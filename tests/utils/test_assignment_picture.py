@@ -21,15 +21,15 @@ from mpn_d2.utils.target_pictures import type_colors
 
 COCO = get_skeleton("coco")
 K = COCO.num_keypoints
-CAPTION, GAP, LEGEND = 20, 4, 20
-# Twice enlarged: 360 x 240 pixels.
+CAPTION, GAP = 20, 4
+# A box reaches over nearly all of it, so all is drawn, twice enlarged.
 IMAGE = np.full((240, 360, 3), 90, dtype=np.uint8)
 SCALE = 2
 SHOULDER, ELBOW, WRIST = (COCO.keypoint_names.index(f"left_{n}") for n in
                           ("shoulder", "elbow", "wrist"))  # fmt: skip
 POINTS = [(50.5, 60.5), (50.5, 120.5), (200.5, 60.5), (300.5, 200.5)]
 TYPES = [SHOULDER, ELBOW, SHOULDER, WRIST]
-BOXES = [[20.0, 30.0, 120.0, 190.0], [160.0, 20.0, 280.0, 220.0], [0.0, 0.0, 9.0, 9.0]]
+BOXES = [[20.0, 30.0, 120.0, 190.0], [160.0, 20.0, 280.0, 220.0], [0.0, 0.0, 360.0, 239.0]]
 
 
 def assignment(grids=True, owners=True, rated=(0, 1)):
@@ -43,6 +43,7 @@ def assignment(grids=True, owners=True, rated=(0, 1)):
     grid[:, ELBOW, 10, 20] = 0.5
     scores = torch.zeros(len(rated), 4)
     scores[0, :2] = torch.tensor([0.8, 0.2])
+    scores[1, 3] = 0.1
     return Assignment(
         candidates=Candidates(torch.tensor(POINTS), torch.tensor(TYPES), torch.ones(4)),
         boxes=torch.tensor(BOXES),
@@ -120,8 +121,6 @@ def test_joint_at_the_evidence_and_not_at_a_candidate_is_drawn():
 
 
 def evidence_panels(picture, count, width):
-    top = 480 + CAPTION + 2 * GAP + LEGEND + GAP + LEGEND + GAP
-    # The legend has as many lines as it needs, the rest of the picture is known.
     top = picture.shape[0] - GAP - 336
     return [picture[top : top + 336, i * (width + GAP) :][:, :width] for i in range(count)]
 
@@ -139,9 +138,10 @@ def test_grids_and_the_cells_where_candidates_are_read():
     # Candidate 1 is somebody else's.
     column, row = int(30.5 * 36 / 100), int(90.5 * 56 / 160)
     assert near(first[row * 6 + 3, column * 6 + 3], WRONG_COLOR)
-    # Box 1 may claim nothing: its grid alone.
-    lit = second[8:-8, 8:-8].any(axis=2)
+    # Box 1 may claim candidate 3 only, which is read at its border cell.
+    lit = second[8:-8, 8:-20].any(axis=2)
     assert lit.sum() == 36
+    assert near(second[int(180.5 * 56 / 200) * 6 + 3, 35 * 6 + 1], type_colors(K)[WRIST])
 
 
 def test_without_grids_candidates_are_as_large_as_their_score():
@@ -155,9 +155,9 @@ def test_without_grids_candidates_are_as_large_as_their_score():
         assert near(first[int(row), int(column)], type_colors(K)[kind])
         areas.append((np.abs(first.astype(int) - type_colors(K)[kind]).max(axis=2) <= 2).sum())
     assert areas[0] > 2 * areas[1] > 0
-    # Box 1 may claim nothing, though a candidate lies in it: only image, box and frame.
-    colors = [type_colors(K)[kind] for kind in TYPES]
-    assert not any((np.abs(second.astype(int) - c).max(axis=2) <= 2).any() for c in colors)
+    # Box 1 may not claim the shoulder that lies in it.
+    far = np.abs(second.astype(int) - type_colors(K)[SHOULDER]).max(axis=2)
+    assert (far > 2).all()
 
 
 def test_image_around_a_box_lies_where_its_candidates_do():
@@ -165,6 +165,9 @@ def test_image_around_a_box_lies_where_its_candidates_do():
     image[60, 50] = 255
     data = assignment(grids=False, owners=False)
     data.pair_scores[:] = 0
+    # Far outside of both panels.
+    data.pair_scores[:, 3] = 1.0
+    data.candidates.points[3] = torch.tensor([5000.0, 5000.0])
     first, _ = evidence_panels(draw_assignment(image, data, COCO), 2, 224)
     inner = first[3:-3, 3:-3].astype(int).sum(axis=2)
     inner[inner > 3 * 130] = 0  # outline of the box
@@ -185,15 +188,34 @@ def test_empty_images_and_crowded_ones_are_drawn():
     data.poses = AssembledPoses(torch.zeros(300, K, 3), torch.zeros(300), torch.full((300, K), -1))
     data.pair_scores, data.grids = torch.zeros(300, 0), torch.zeros(300, K, 56, 36)
     data.people = torch.arange(300)
+    data.boxes[0] = torch.tensor(BOXES[2])
+    # Boxes that may claim nothing show nothing.
+    assert draw_assignment(IMAGE, data, COCO).shape == picture.shape
+    data.candidates = Candidates(torch.tensor([[50.0, 60.0]]), torch.tensor([3]), torch.ones(1))
+    data.owners, data.pair_scores = torch.tensor([0]), torch.ones(300, 1)
     crowded = draw_assignment(IMAGE, data, COCO)
     # 24 of them, 6 a row.
-    assert crowded.shape[0] == picture.shape[0] + LEGEND + GAP + 4 * (336 + CAPTION + GAP)
+    assert crowded.shape[0] == picture.shape[0] + 4 * (336 + CAPTION + GAP)
+
+
+def test_overview_shows_where_the_people_are():
+    data = assignment()
+    data.boxes, data.people = data.boxes[:2], data.people[:2]
+    data.poses = AssembledPoses(*(x[:2] for x in vars(data.poses).values()))
+    picture = draw_candidates(IMAGE, data, COCO)
+    # x 20 to 300.5 and a tenth of it, and 1, around, as far as the image reaches: 0 to 329.55;
+    # y 20 to 220 likewise: all of it.
+    scale = SIDE / 329.55
+    assert picture.shape == (round(240 * scale), SIDE, 3)
+    for (x, y), kind in zip(POINTS, TYPES, strict=True):
+        assert near(picture[int(y * scale), int(x * scale)], type_colors(K)[kind])
 
 
 def test_tiny_and_broken_places_are_drawn():
     data = assignment()
     data.candidates.points[3] = torch.tensor([1e12, -1e12])
     data.boxes[2] = torch.tensor([5.0, 5.0, 5.0, 5.0])
+    data.pair_scores[:] = 1
     data.rated = torch.tensor([0, 2])
     tiny = np.zeros((3, 2, 3), dtype=np.uint8)
     for grids in (data.grids, None):
