@@ -168,7 +168,9 @@ def _draw_evidence(
     ids = assignment.poses.candidate_ids[slot]
     got = set(ids[ids >= 0].tolist())
     # Weak ones first, what the box got last: nothing important is covered.
-    order = sorted((scores > 0).nonzero()[:, 0].tolist(), key=lambda i: (i in got, scores[i]))
+    order = sorted(
+        (scores > 0).nonzero()[:, 0].tolist(), key=lambda i: (i in got, float(scores[i]))
+    )
     wrong = assignment.wrong()
     crossed = set() if wrong is None else set(ids[wrong[slot]].tolist())
     colors = _colors_of_types(skeleton)
