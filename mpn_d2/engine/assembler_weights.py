@@ -8,7 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from mpn_d2.engine.checkpoint import PoseCheckpointer, some_names
+from mpn_d2.engine.checkpoint import PoseCheckpointer, read_weights, some_names
 from mpn_d2.modeling.assembly import build_pose_assembler
 
 
@@ -59,20 +59,16 @@ def save_half(path_in: str, path_out: str) -> None:
     precision cannot hold stay as they are. Whole or not at all.
 
     Args:
-        path_in: checkpoint of a whole model or of the assembly stage.
+        path_in: .pth checkpoint of a whole model or of the assembly stage.
         path_out: .pth file.
 
     Raises:
         ValueError: no checkpoint, or one without an assembler.
         FileNotFoundError: there is no such file.
     """
-    if not os.path.isfile(path_in):
-        raise FileNotFoundError(f"checkpoint {path_in} not found")
-    # Its own reader: weights alone, whatever else the file claims to hold.
-    weights = PoseCheckpointer(nn.Module())._load_file(path_in)["model"]
     halved = {
-        name: _half(torch.as_tensor(value))
-        for name, value in weights.items()
+        name: _half(value)
+        for name, value in read_weights(path_in).items()
         if name.startswith("assembler.")
     }
     if not halved:

@@ -217,6 +217,23 @@ def read_progress(path: str) -> dict[str, Any]:
         raise _unreadable(path, error) from error
 
 
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """The named tensors of a .pth checkpoint of ours, on the CPU; the rest of it is not read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"checkpoint {path} not found")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        _check_weights(data["model"])
+        return data["model"]
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
 def _check_weights(weights: Any) -> None:
     if not isinstance(weights, dict):
         raise ValueError(f"its 'model' is a {type(weights).__name__} instead of named tensors")

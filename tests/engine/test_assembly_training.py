@@ -209,5 +209,8 @@ def test_half_precision_keeps_what_it_cannot_hold(tmp_path, paper_config):
     with pytest.raises(ValueError, match="holds no assembler"):
         save_half(str(path), str(tmp_path / "none.pth"))
     assert not (tmp_path / "none.pth").exists()
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(ValueError, match=r"ucr\.pth is not a checkpoint"):
+        save_half(str(path), str(tmp_path / "none.pth"))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         save_half("nowhere.pth", str(tmp_path / "none.pth"))
