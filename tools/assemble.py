@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """People from anyone's keypoints and boxes: gives keypoints to person boxes, without an image.
 
-    python tools/assemble.py --annotations person_keypoints_val2017.json --keypoints gt --boxes gt \
-        --output poses.json
+    python tools/assemble.py --annotations person_keypoints_val2017.json --output poses.json
     python tools/assemble.py --annotations F --keypoints other.json --boxes gt --output R.json
     python tools/assemble.py --annotations F --keypoints gt --boxes gt --noise
     python tools/assemble.py --annotations F --keypoints gt --boxes gt --error-budget
@@ -218,6 +217,11 @@ def announce(assembler: nn.Module, scenes: list[Scene]) -> bool:
     boxes = sum(len(scene.boxes) for scene in scenes)
     candidates = sum(len(scene.candidates) for scene in scenes)
     print(f"{len(scenes)} images, {boxes} boxes, {candidates} keypoints")
+    least = assembler.box_score_thresh
+    low = sum(int((s.box_scores < least).sum()) for s in scenes if s.box_scores is not None)
+    if low:
+        key = "MODEL.ASSEMBLER.BOX_SCORE_THRESH"
+        print(f"{low} boxes score below {least}, {key}, and get no keypoint")
     one_to_one = promises_one_to_one(assembler)
     if not one_to_one:
         print("NOT one-to-one: the config lets boxes share keypoints, or invents joints")

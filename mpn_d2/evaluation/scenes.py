@@ -7,7 +7,6 @@ Letters: C candidates, P boxes of one image, K keypoint types. Design section 5,
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -23,6 +22,9 @@ from mpn_d2.structures.outputs import AssembledPoses, Candidates
 
 # Scores of candidates are positive: 0 would read "may not match".
 _LEAST_SCORE = 1e-3
+# Larger coordinates (pixels) are mistakes, as in annotation files.
+_FAR = 1e5
+_UNUSABLE = f"is no number or beyond {_FAR:,.0f}"
 
 
 @dataclass
@@ -133,10 +135,10 @@ def with_keypoints(
             skipped.counts["entries of images that are not in the annotations"] += 1
             continue
         for joint in found:
-            if not all(map(math.isfinite, joint)):
-                skipped.counts["keypoints with a coordinate or score that is no number"] += 1
+            if not _are_usable(joint):
+                skipped.counts[f"keypoints with a coordinate or score that {_UNUSABLE}"] += 1
             elif joint[3] <= 0:
-                skipped.counts["keypoints with score 0"] += 1
+                skipped.counts["keypoints with score 0 or less"] += 1
             else:
                 rows[entry["image_id"]].append(joint)
     result = []
@@ -172,8 +174,8 @@ def with_boxes(scenes: list[Scene], path: str, skipped: Skipped) -> list[Scene]:
             )
         if entry["image_id"] not in rows:
             skipped.counts["entries of images that are not in the annotations"] += 1
-        elif not all(map(math.isfinite, [*box, score])):
-            skipped.counts["boxes with a side or score that is no number"] += 1
+        elif not _are_usable([*box, score]):
+            skipped.counts[f"boxes with a side or score that {_UNUSABLE}"] += 1
         elif box[2] <= 0 or box[3] <= 0:
             skipped.counts["boxes without area"] += 1
         else:
@@ -295,6 +297,11 @@ def _is_row(values: object, length: int | None) -> bool:
         and (length is None or len(values) == length)
         and all(map(_is_number, values))
     )
+
+
+def _are_usable(values: list[float]) -> bool:
+    """False for NaN too."""
+    return all(abs(value) <= _FAR for value in values)
 
 
 def _is_number(value: object) -> bool:

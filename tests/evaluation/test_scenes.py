@@ -143,8 +143,8 @@ def test_unusable_keypoints_are_counted(dicts, tmp_path):
     assert scenes[0].candidates.types.tolist() == [4]
     assert skipped.lines() == [
         f"skipped 1 {ELSEWHERE}",
-        "skipped 3 keypoints with a coordinate or score that is no number",
-        "skipped 1 keypoints with score 0",
+        "skipped 3 keypoints with a coordinate or score that is no number or beyond 100,000",
+        "skipped 1 keypoints with score 0 or less",
     ]
 
 
@@ -152,7 +152,9 @@ def test_boxes_of_a_file(dicts, tmp_path):
     text = (
         '[{"image_id": 1, "bbox": [1, 2, 30, 40], "score": 0.5}, {"image_id": 9, "bbox": '
         '[1, 2, 3, 4]}, {"image_id": 1, "bbox": [1, 2, 0, 4]}, {"image_id": 1, "bbox": '
-        '[1, 2, 3, -4]}, {"image_id": 1, "bbox": [NaN, 2, 3, 4]}, {"image_id": 3, "bbox": '
+        '[1, 2, 3, -4]}, {"image_id": 1, "bbox": [NaN, 2, 3, 4]}, {"image_id": 1, "bbox": '
+        '[1, 2, 1e39, 4]}, {"image_id": 1, "bbox": [1, 2, 3' + 400 * "0" + ", 4]}, "
+        '{"image_id": 3, "bbox": '
         "[5, 6, 7.5, 8]}]"
     )
     skipped = Skipped()
@@ -163,7 +165,7 @@ def test_boxes_of_a_file(dicts, tmp_path):
     assert dict(skipped.counts) == {
         ELSEWHERE: 1,
         "boxes without area": 2,
-        "boxes with a side or score that is no number": 1,
+        "boxes with a side or score that is no number or beyond 100,000": 3,
     }
 
 

@@ -180,6 +180,16 @@ def test_nothing_given_is_an_empty_result(tmp_path, truth, capsys):
     assert "3 boxes got no keypoint" in printed
 
 
+def test_boxes_below_the_threshold_are_counted(tmp_path, truth, capsys):
+    rows = [{"image_id": 3, "bbox": [400, 30, 120, 200], "score": s} for s in (0.5, 0.49, 0.1)]
+    boxes = write(tmp_path / "boxes.json", rows)
+    (row,) = results_of(tmp_path, truth, "--boxes", boxes)
+    assert sum(row["keypoints"][2::3]) == K
+    printed = capsys.readouterr().out
+    assert "2 boxes score below 0.5, MODEL.ASSEMBLER.BOX_SCORE_THRESH" in printed
+    assert "2 boxes got no keypoint" in printed
+
+
 def test_annotations_without_people(tmp_path, capsys):
     assert results_of(tmp_path, annotations(tmp_path, [])) == []
     assert "nothing to compare with" in capsys.readouterr().out
