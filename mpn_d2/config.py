@@ -276,8 +276,8 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.ROTATION = 40.0
     # Images with fewer labelled keypoints (all people together) are not trained on. [ours]
     cfg.INPUT.MIN_KEYPOINTS_PER_IMAGE = 0
-    # Degraded samples of the assembly's training: probability, 0 to 1. [references: 0]
     cfg.INPUT.NOISE = CN()
+    # Degraded samples of the assembly's training: probability, 0 to 1. [references: 0]
     cfg.INPUT.NOISE.PROB = 0.0
     # The most of each kind; a degraded sample gets between none and that. [ours]
     # Sides of boxes: standard deviation as a share of width or height.

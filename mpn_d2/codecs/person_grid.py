@@ -109,7 +109,7 @@ def draw_points(
     down = _blur_matrix(height, sigma, border, points.device).T[cells // width]
     across = _blur_matrix(width, sigma, border, points.device).T[cells % width]
     with torch.autocast(points.device.type, enabled=False):
-        return (down * is_new[..., None]).transpose(-1, -2) @ across
+        return down.transpose(-1, -2) @ (across * is_new[..., None])
 
 
 def blur(grids: torch.Tensor, sigma: float, border: str) -> torch.Tensor:
