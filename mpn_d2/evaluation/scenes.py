@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -92,7 +93,8 @@ def annotated_scenes(
         keypoints[crowd] = 0.0
         given, moved = keypoints, boxes
         if noise:
-            rng = np.random.default_rng((seed, int(record["image_id"])))
+            # Ids may be texts.
+            rng = np.random.default_rng((seed, crc32(str(record["image_id"]).encode())))
             moved = noisy_boxes(boxes, noise.box, rng)
             given = noisy_keypoints(keypoints, boxes, noise, tuple(sigmas), rng)
         keep = (keypoints[..., 2] > 0).any(dim=1) if filter_boxes else torch.ones_like(crowd)

@@ -100,6 +100,8 @@ def test_noise_depends_on_seed_and_image_alone(dicts, noise):
     assert numbers(together) == numbers(alone) != numbers(clean)
     assert numbers(scenes(dicts, seed=8)[2]) != numbers(alone)
     assert alone.labelled == clean.labelled
+    again = scenes([{**dicts[2], "image_id": "another"}])[0]
+    assert numbers(again) != numbers(alone)
     counted = len(alone.candidates) - len(clean.candidates)
     assert (counted < 0) == bool(noise.missing) and (counted > 0) == bool(noise.false)
     assert ((alone.owners < 0).sum() > 0) == bool(noise.false)
