@@ -103,7 +103,10 @@ def draw_points(
     height, width = size
     column, row = points_to_cells(points, boxes, size).unbind(-1)
     cells = torch.where(valid, row * width + column, -1).sort(dim=2).values
-    # Two joints of one type in one cell leave a 1 there, as in the reference; -1 sorts first.
+    # -1 sorts first; of a crowd's joints few count in any one box.
+    most = int((cells >= 0).sum(dim=2).max()) if cells.numel() else 0
+    cells = cells[..., cells.shape[2] - most :]
+    # Two joints of one type in one cell leave a 1 there, as in the reference.
     is_new = torch.diff(cells, dim=2, prepend=cells.new_full((*cells.shape[:2], 1), -1)) > 0
     cells = cells.clamp(min=0)
     down = _blur_matrix(height, sigma, border, points.device).T[cells // width]
