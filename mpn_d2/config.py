@@ -219,6 +219,17 @@ def _add_assembly_keys(cfg: CN) -> None:
 
     # What the assembly trains on: people (one box each) | images (all boxes together; learned).
     cfg.MODEL.ASSEMBLER.SAMPLES = "people"
+    # Evidence learned (ours): features of a (box, candidate) pair.
+    cfg.MODEL.ASSEMBLER.LEARNED = CN()
+    cfg.MODEL.ASSEMBLER.LEARNED.WIDTH = 64
+    # Numbers in each message between pairs, boxes and candidates. [ours]
+    cfg.MODEL.ASSEMBLER.LEARNED.MESSAGE = 24
+    # Features of a box. [ours]
+    cfg.MODEL.ASSEMBLER.LEARNED.BOX_WIDTH = 128
+    # Rounds of messages; 0 rates each pair alone. [ours]
+    cfg.MODEL.ASSEMBLER.LEARNED.ROUNDS = 4
+    # A box reaches this share of its width and height further on each side. [ours]
+    cfg.MODEL.ASSEMBLER.LEARNED.MARGIN = 0.6
 
     cfg.MODEL.PRN = CN()
     # Units of the hidden layers. [paper: 1024]

@@ -1,4 +1,4 @@
-from mpn_d2.modeling.assembly import grid_evidence  # noqa: F401  registered
+from mpn_d2.modeling.assembly import grid_evidence, learned_evidence  # noqa: F401  registered
 from mpn_d2.modeling.assembly.assembler import PoseAssembler
 from mpn_d2.modeling.assembly.build import (
     EVIDENCE_REGISTRY,

@@ -1,0 +1,128 @@
+"""Learned evidence: a small network rates all (box, candidate) pairs of an image together. Ours.
+
+Letters: N images, B boxes that take part (all images together), K keypoint types, M candidates of
+one type in the fullest image, E pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+from detectron2.config import CfgNode
+
+from mpn_d2.codecs import person_grid
+from mpn_d2.modeling.assembly.build import EVIDENCE_REGISTRY
+from mpn_d2.modeling.assembly.evidence import Evidence, Rating
+from mpn_d2.modeling.assembly.pair_network import (
+    PairNetwork,
+    Pairs,
+    box_features,
+    ownership_loss,
+)
+from mpn_d2.modeling.assembly.people_batch import PeopleBatch, collate_people
+from mpn_d2.structures.outputs import Candidates, HeatmapOutputs
+from mpn_d2.structures.skeleton import get_skeleton
+
+# A pair that may match never scores 0, however unlikely it is.
+_LEAST = 1e-6
+
+
+class LearnedEvidence(Evidence):
+    """Probability of each pair inside the margin, by a network that sees all boxes of the image.
+
+    Args:
+        network: pairs to logits.
+        num_keypoints: K.
+        margin: share of its width and height that a box reaches further on each side.
+    """
+
+    loss_name = "loss_assembly_pairs"
+    by_image = True
+    has_peaks = False
+
+    def __init__(self, *, network: PairNetwork, num_keypoints: int, margin: float = 0.6) -> None:
+        super().__init__()
+        self.pair_network = network
+        self.num_keypoints = num_keypoints
+        self.margin = margin
+
+    def rate(
+        self, batch: PeopleBatch, maps: HeatmapOutputs | None = None, *, peaks: bool = False
+    ) -> Rating:
+        """See the base; ValueError for peaks."""
+        if peaks:
+            raise ValueError("learned evidence rates candidates alone: it has no peaks")
+        pairs, place = self.list_pairs(batch)
+        chance = self.pair_network(pairs)[-1].probabilities(pairs)
+        # `nan_to_num`: broken coordinates or weights mean "may not match".
+        chance = torch.nan_to_num(chance + _LEAST, nan=0.0)
+        scores = chance.new_zeros(len(batch.boxes), *batch.ids.shape[1:])
+        scores[place] = chance
+        return Rating(scores)
+
+    def list_pairs(
+        self, batch: PeopleBatch
+    ) -> tuple[Pairs, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """The pairs of a batch, and their (box, type, column) in (B, K, M)."""
+        points = batch.points[batch.image]
+        inside = person_grid.in_margin(points, batch.boxes, self.margin)
+        inside &= batch.ids[batch.image] >= 0
+        box, kind, column = inside.nonzero().unbind(1)
+        kinds, columns = batch.ids.shape[1:]
+        corner, sides = batch.boxes[:, :2], batch.boxes[:, 2:] - batch.boxes[:, :2]
+        place = (points[box, kind, column] - corner[box]) / sides[box].clamp(min=1.0)
+        every_kind = torch.arange(kinds, device=box.device).repeat_interleave(columns)
+        pairs = Pairs(
+            box=box,
+            slot=box * kinds + kind,
+            candidate=(batch.image[box] * kinds + kind) * columns + column,
+            kind=kind,
+            place=place,
+            score=batch.scores[batch.image[box], kind, column],
+            box_features=box_features(batch.boxes, batch.image),
+            candidate_kind=every_kind.repeat(len(batch.ids)),
+        )
+        return pairs, (box, kind, column)
+
+    def loss(self, samples: list[dict]) -> torch.Tensor:
+        """See the base; samples are images."""
+        if not samples:
+            return sum(parameter.sum() for parameter in self.parameters()) * 0.0
+        candidates, rows = zip(*(_candidates(sample) for sample in samples), strict=True)
+        candidates = [part.to(self.device) for part in candidates]
+        boxes = [sample["boxes"].to(self.device) for sample in samples]
+        batch = collate_people(candidates, boxes, num_keypoints=self.num_keypoints)
+        pairs, (box, kind, column) = self.list_pairs(batch)
+        # Rows of candidates and of boxes are both the people's.
+        owners = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+        ids = batch.ids[batch.image[box], kind, column]
+        owner = owners.to(self.device)[batch.image[box], ids]
+        return ownership_loss(self.pair_network(pairs), pairs, owner == batch.slot[box])
+
+
+def _candidates(sample: dict) -> tuple[Candidates, torch.Tensor]:
+    """Candidates of an image sample and the person (row) that each belongs to."""
+    joints = sample.get("candidates", sample["keypoints"])
+    row, kind = (joints[..., 2] > 0).nonzero().unbind(1)
+    points = joints[row, kind, :2]
+    return Candidates(points, kind, torch.ones_like(points[:, 0])), row
+
+
+@EVIDENCE_REGISTRY.register_as("learned")
+def build_learned(cfg: CfgNode) -> LearnedEvidence:
+    """Our network."""
+    if cfg.MODEL.ASSEMBLER.SAMPLES != "images":
+        raise ValueError(
+            "MODEL.ASSEMBLER.EVIDENCE learned trains on all people of an image together: set "
+            "MODEL.ASSEMBLER.SAMPLES to images"
+        )
+    num_keypoints = get_skeleton(cfg.MODEL.SKELETON).num_keypoints
+    network = PairNetwork(
+        num_keypoints=num_keypoints,
+        width=cfg.MODEL.ASSEMBLER.LEARNED.WIDTH,
+        message=cfg.MODEL.ASSEMBLER.LEARNED.MESSAGE,
+        box_width=cfg.MODEL.ASSEMBLER.LEARNED.BOX_WIDTH,
+        rounds=cfg.MODEL.ASSEMBLER.LEARNED.ROUNDS,
+    )
+    return LearnedEvidence(
+        network=network, num_keypoints=num_keypoints, margin=cfg.MODEL.ASSEMBLER.LEARNED.MARGIN
+    )
