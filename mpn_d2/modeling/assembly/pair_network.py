@@ -167,8 +167,10 @@ class PairRound(nn.Module):
         slots = segment_sum(told * weight[:, None], pairs.slot, num_slots)
         presence = slots[:, -1:]
         slots = torch.cat([slots[:, :-3], slots[:, -3:-1] / (presence + _EMPTY), presence], dim=1)
-        poses = torch.cat([slots.view(num_boxes, -1), pairs.box_features], dim=1)
-        expected = self.from_box(self.box(poses)).view(num_slots, -1)[pairs.slot]
+        poses = slots.view(num_boxes, self.num_keypoints * slots.shape[1])
+        poses = torch.cat([poses, pairs.box_features], dim=1)
+        expected = self.from_box(self.box(poses)).view(num_slots, self.to_slot.out_features)
+        expected = expected[pairs.slot]
         offset = pairs.place - expected[:, :2]
 
         told = self.to_candidate(normed) * of_candidate[:, None]

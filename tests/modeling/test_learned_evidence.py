@@ -1,0 +1,193 @@
+"""Learned evidence in the assembler: who belongs to whom, batches, empty and broken input."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+from mpn_d2.config import add_mpn_config
+from mpn_d2.modeling.assembly import PoseAssembler, build_pose_assembler
+from mpn_d2.modeling.assembly.learned_evidence import LearnedEvidence
+from mpn_d2.modeling.assembly.matching import HungarianMatching, MutualBestMatching
+from mpn_d2.modeling.assembly.pair_network import PairNetwork
+from mpn_d2.structures.outputs import Candidates
+
+K = 3
+
+
+def assembler(matching=None, rounds=2, **options):
+    torch.manual_seed(0)
+    network = PairNetwork(num_keypoints=K, width=16, message=8, box_width=16, rounds=rounds)
+    return PoseAssembler(
+        evidence=LearnedEvidence(network=network, num_keypoints=K),
+        matching=matching or HungarianMatching(),
+        num_keypoints=K,
+        **options,
+    ).eval()
+
+
+def person(x, y, size=40.0):
+    """Head above, one hand to either side; (K, 3)."""
+    return torch.tensor([[x, y - size, 2.0], [x - size / 2, y, 2], [x + size / 2, y, 2]])
+
+
+def people(*centres):
+    keypoints = torch.stack([person(*centre) for centre in centres])
+    low, high = keypoints[..., :2].amin(dim=1), keypoints[..., :2].amax(dim=1)
+    return {"keypoints": keypoints, "boxes": torch.cat([low - 4, high + 4], dim=1)}
+
+
+def given(sample, order=None):
+    """Candidates of a sample, and the (person, type) of each."""
+    row, kind = (sample["keypoints"][..., 2] > 0).nonzero().unbind(1)
+    if order is not None:
+        row, kind = row[order], kind[order]
+    points = sample["keypoints"][row, kind, :2]
+    return Candidates(points, kind, torch.ones(len(row))), row
+
+
+def random_batch(seed=0, counts=((4, 9), (0, 5), (3, 0), (7, 20), (1, 1))):
+    generator = torch.Generator().manual_seed(seed)
+    candidates, boxes = [], []
+    for number, joints in counts:
+        corner = torch.rand(number, 2, generator=generator) * 100
+        sides = torch.rand(number, 2, generator=generator) * 100 + 20
+        boxes.append(torch.cat([corner, corner + sides], dim=1))
+        points = torch.rand(joints, 2, generator=generator) * 200
+        kinds = torch.randint(0, K, (joints,), generator=generator)
+        candidates.append(Candidates(points, kinds, torch.rand(joints, generator=generator)))
+    return candidates, boxes
+
+
+def test_learns_who_owns_what_where_boxes_overlap():
+    """Two people side by side so close that each hand lies in the other's box."""
+    generator = torch.Generator().manual_seed(3)
+
+    def scene():
+        x, gap = torch.rand(2, generator=generator).tolist()
+        return people((100 + 50 * x, 100), (118 + 50 * x + 10 * gap, 104))
+
+    model = assembler().train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        loss = model.losses([scene() for _ in range(8)])["loss_assembly_pairs"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    right = total = 0
+    for _ in range(20):
+        sample = scene()
+        candidates, row = given(sample)
+        pose = model.eval().inference([candidates], [sample["boxes"]])[0]
+        assert (pose.candidate_ids >= 0).all()
+        right += int((row[pose.candidate_ids] == torch.arange(2)[:, None]).sum())
+        total += 2 * K
+    assert right / total > 0.95
+
+
+@pytest.mark.parametrize("matching", [HungarianMatching(), MutualBestMatching()])
+def test_batch_equals_one_by_one_and_order_does_not_matter(matching):
+    model = assembler(matching)
+    candidates, boxes = random_batch()
+    together = model.inference(candidates, boxes)
+    for image in range(len(boxes)):
+        part = slice(image, image + 1)
+        alone = model.inference(candidates[part], boxes[part])[0]
+        assert torch.equal(alone.candidate_ids, together[image].candidate_ids)
+        torch.testing.assert_close(alone.keypoints, together[image].keypoints)
+    few, rows = candidates[3], torch.tensor([4, 0, 6, 2, 5, 1, 3])
+    turned = Candidates(few.points.flip(0), few.types.flip(0), few.scores.flip(0))
+    other = model.inference([turned], [boxes[3][rows]])[0]
+    torch.testing.assert_close(other.keypoints, together[3].keypoints[rows])
+
+
+def test_pairs_are_those_inside_the_margin():
+    model = assembler()
+    candidates, boxes = random_batch(4)
+    batch = model.collate(candidates, boxes)
+    scores = model.evidence.rate(batch).pair_scores
+    seen = 0
+    for b in range(len(batch.boxes)):
+        x1, y1, x2, y2 = batch.boxes[b].tolist()
+        for kind in range(K):
+            for column in range(scores.shape[2]):
+                x, y = batch.points[batch.image[b], kind, column].tolist()
+                real = batch.ids[batch.image[b], kind, column] >= 0
+                wide = x1 - 0.6 * (x2 - x1) < x < x2 + 0.6 * (x2 - x1)
+                high = y1 - 0.6 * (y2 - y1) < y < y2 + 0.6 * (y2 - y1)
+                assert bool(scores[b, kind, column] > 0) == bool(real and wide and high)
+                seen += bool(real and wide and high)
+    assert seen > 20 and scores.max() <= 1.001
+
+
+def test_loss_knows_owners_by_row_also_of_degraded_samples():
+    """Rows of candidates beyond the people own nothing; a moved candidate still has its owner."""
+    model = assembler()
+    sample = people((100, 100), (120, 104))
+    extra = torch.cat(
+        [sample["keypoints"], torch.tensor([[[110.0, 100, 2], [0, 0, 0], [0, 0, 0]]])]
+    )
+    extra[0, 1, 2] = 0.0
+    noisy = {**sample, "candidates": extra}
+    seen = {}
+
+    def spy(found, pairs, owned):
+        seen["owned"], seen["box"], seen["kind"] = owned, pairs.box, pairs.kind
+        return real(found, pairs, owned)
+
+    from mpn_d2.modeling.assembly import learned_evidence
+
+    real = learned_evidence.ownership_loss
+    learned_evidence.ownership_loss = spy
+    try:
+        model.losses([noisy])
+    finally:
+        learned_evidence.ownership_loss = real
+    mine = sorted(zip(seen["box"][seen["owned"]].tolist(), seen["kind"][seen["owned"]].tolist()))
+    assert mine == [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert len(seen["owned"]) > len(mine)
+
+
+def test_empty_and_broken_input():
+    model = assembler()
+    none = Candidates(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), torch.zeros(0))
+    box = torch.tensor([[0.0, 0, 10, 10]])
+    assert model.inference([none], [torch.zeros(0, 4)])[0].keypoints.shape == (0, K, 3)
+    alone = model.inference([none], [box])[0]
+    assert (alone.candidate_ids == -1).all() and alone.scores.tolist() == [0.0]
+    some = Candidates(torch.tensor([[5.0, 5.0]]), torch.tensor([1]), torch.tensor([0.7]))
+    assert model.inference([some], [torch.zeros(0, 4)])[0].scores.shape == (0,)
+    assert model.inference([some], [box])[0].candidate_ids.tolist() == [[-1, 0, -1]]
+    flat = torch.tensor([[5.0, 5, 5, 5], [0, 0, 9, 9], [5, 0, 5, 9]])
+    assert model.inference([some], [flat])[0].candidate_ids[:, 1].tolist() == [-1, 0, -1]
+    broken = Candidates(
+        torch.tensor([[float("nan"), 5], [5, 5]]), torch.tensor([0, 1]), torch.ones(2)
+    )
+    assert model.inference([broken], [box])[0].candidate_ids.tolist() == [[-1, 1, -1]]
+    with torch.no_grad():
+        model.evidence.pair_network.first[0].weight.fill_(float("nan"))
+    assert (model.inference([some], [box])[0].candidate_ids == -1).all()
+    zero = assembler().train().losses([])["loss_assembly_pairs"]
+    zero.backward()
+    assert zero.item() == 0
+
+
+def config(**changes):
+    cfg = get_cfg()
+    add_mpn_config(cfg)
+    for key, value in {"EVIDENCE": "learned", "SAMPLES": "images", **changes}.items():
+        cfg.MODEL.ASSEMBLER[key] = value
+    return cfg
+
+
+def test_from_config_and_what_it_cannot_do():
+    model = build_pose_assembler(config())
+    assert sum(p.numel() for p in model.parameters()) < 2_000_000
+    assert model.evidence.by_image and len(model.evidence.pair_network.rounds) == 4
+    with pytest.raises(ValueError, match=r"MODEL\.ASSEMBLER\.SAMPLES"):
+        build_pose_assembler(config(SAMPLES="people"))
+    with pytest.raises(ValueError, match="FALLBACK"):
+        build_pose_assembler(config(FALLBACK="argmax"))
+    with pytest.raises(ValueError, match="MATCHING"):
+        build_pose_assembler(config(MATCHING="argmax"))

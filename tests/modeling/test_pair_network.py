@@ -1,0 +1,202 @@
+"""The pair network and its loss against loops written out here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mpn_d2.modeling.assembly.pair_network import (
+    PairLogits,
+    PairNetwork,
+    Pairs,
+    box_features,
+    ownership_loss,
+    segment_logsumexp,
+)
+
+K = 3
+
+
+def network(**options):
+    torch.manual_seed(1)
+    options = {"width": 8, "message": 4, "box_width": 6, "rounds": 2, **options}
+    found = PairNetwork(num_keypoints=K, **options).eval()
+    with torch.no_grad():
+        found.no_candidate.normal_()
+        found.no_box.normal_()
+    return found
+
+
+def scene(seed=0, boxes=3, candidates=7, share=0.6):
+    """Random pairs of one image, every box with every candidate by chance."""
+    generator = torch.Generator().manual_seed(seed)
+    kinds = torch.randint(0, K, (candidates,), generator=generator)
+    chosen = torch.rand(boxes, candidates, generator=generator) < share
+    box, candidate = chosen.nonzero().unbind(1)
+    kind = kinds[candidate]
+    return Pairs(
+        box=box,
+        slot=box * K + kind,
+        candidate=candidate,
+        kind=kind,
+        place=torch.rand(len(box), 2, generator=generator),
+        score=torch.rand(candidates, generator=generator)[candidate],
+        box_features=torch.randn(boxes, 5, generator=generator),
+        candidate_kind=kinds,
+    )
+
+
+def pairs_of(pairs, key, value):
+    return [e for e in range(len(pairs.box)) if int(getattr(pairs, key)[e]) == value]
+
+
+def slow_shares(logits, pairs):
+    of_slot, of_candidate = [], []
+    for e in range(len(pairs.box)):
+        slot, candidate = int(pairs.slot[e]), int(pairs.candidate[e])
+        rivals = [logits.pairs[i].exp() for i in pairs_of(pairs, "slot", slot)]
+        total = sum(rivals) + logits.no_candidate[slot].exp()
+        of_slot.append(logits.pairs[e].exp() / total)
+        rivals = [logits.pairs[i].exp() for i in pairs_of(pairs, "candidate", candidate)]
+        total = sum(rivals) + logits.no_box[candidate].exp()
+        of_candidate.append(logits.pairs[e].exp() / total)
+    return of_slot, of_candidate
+
+
+def slow_round(step, features, logits, pairs):
+    """`PairRound.forward`, one pair, slot and box at a time."""
+    of_slot, of_candidate = slow_shares(logits, pairs)
+    weight = [math.sqrt(a * b) for a, b in zip(of_slot, of_candidate)]
+    normed = [step.norm(row) for row in features]
+    expected, sums = {}, {}
+    for b in range(len(pairs.box_features)):
+        row = []
+        for kind in range(K):
+            members = pairs_of(pairs, "slot", b * K + kind)
+            told = sum((weight[e] * step.to_slot(normed[e]) for e in members), torch.zeros(4))
+            presence = sum(weight[e] for e in members)
+            place = sum((weight[e] * pairs.place[e] for e in members), torch.zeros(2))
+            sums[b * K + kind] = told
+            row += [told, place / (presence + 0.1), torch.tensor([float(presence)])]
+        spoken = step.from_box(step.box(torch.cat([*row, pairs.box_features[b]])))
+        for kind in range(K):
+            expected[b * K + kind] = spoken[kind * 4 : kind * 4 + 4]
+    result = []
+    for e in range(len(pairs.box)):
+        slot, candidate = int(pairs.slot[e]), int(pairs.candidate[e])
+        wanted = sum(
+            of_candidate[i] * step.to_candidate(normed[i])
+            for i in pairs_of(pairs, "candidate", candidate)
+        )
+        offset = pairs.place[e] - expected[slot][:2]
+        shares = torch.stack([of_slot[e], of_candidate[e], torch.tensor(weight[e])])
+        news = [normed[e], sums[slot], wanted, expected[slot], offset, offset**2, shares]
+        result.append(features[e] + step.update(torch.cat(news)))
+    return torch.stack(result)
+
+
+@torch.no_grad()
+def test_equals_slow_rounds():
+    model, pairs = network(), scene()
+    found = model(pairs)
+    assert len(found) == 3
+    features = model.first(model._inputs(pairs))
+    for number, step in enumerate(model.rounds):
+        features = slow_round(step, features, found[number], pairs)
+        wanted = torch.stack([model.readers[number + 1](row)[0] for row in features])
+        torch.testing.assert_close(found[number + 1].pairs, wanted, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_inputs_tell_place_score_box_and_how_many_compete():
+    model, pairs = network(), scene()
+    inputs = model._inputs(pairs)
+    for e in (0, len(pairs.box) - 1):
+        x, y = pairs.place[e].tolist()
+        waves = [math.pi * 2**octave / 2 for octave in range(4)]
+        row = [x, y]
+        for wave in (math.sin, math.cos):
+            row += [wave(v * scale) for v in (x, y) for scale in waves]
+        row += pairs.box_features[pairs.box[e]].tolist()
+        rivals = len(pairs_of(pairs, "candidate", int(pairs.candidate[e])))
+        choices = len(pairs_of(pairs, "slot", int(pairs.slot[e])))
+        row += [pairs.score[e].item(), math.log(rivals), math.log(choices)]
+        row += model.kind.weight[pairs.kind[e]].tolist()
+        assert inputs[e].tolist() == pytest.approx(row, abs=1e-5)
+
+
+@torch.no_grad()
+def test_probabilities_are_shares_of_slot_and_candidate():
+    model, pairs = network(), scene(2)
+    logits = model(pairs)[-1]
+    of_slot, of_candidate = slow_shares(logits, pairs)
+    wanted = [math.sqrt(a * b) for a, b in zip(of_slot, of_candidate)]
+    assert logits.probabilities(pairs).tolist() == pytest.approx(wanted, rel=1e-4)
+
+
+def test_logsumexp_of_segments_is_stable_and_has_gradients():
+    logits = torch.tensor([900.0, 901.0, -900.0], requires_grad=True)
+    default = torch.tensor([0.0, -902.0, 3.0], requires_grad=True)
+    found = segment_logsumexp(logits, torch.tensor([0, 0, 1]), default)
+    wanted = [901 + math.log1p(math.exp(-1)), -900 + math.log1p(math.exp(-2)), 3.0]
+    assert found.tolist() == pytest.approx(wanted, rel=1e-6)
+    found.sum().backward()
+    share = 1 / (1 + math.exp(-1))
+    assert logits.grad.tolist() == pytest.approx(
+        [1 - share, share, 1 / (1 + math.exp(-2))], rel=1e-3
+    )
+    assert default.grad.tolist()[2] == pytest.approx(1.0)
+
+
+@torch.no_grad()
+def test_loss_is_the_cross_entropy_of_slots_and_candidates():
+    model, pairs = network(), scene(3)
+    found = model(pairs)
+    # One owner a candidate at most, one candidate a slot at most.
+    owned = torch.zeros(len(pairs.box), dtype=torch.bool)
+    for e in range(0, len(owned), 2):
+        same = (pairs.slot == pairs.slot[e]) | (pairs.candidate == pairs.candidate[e])
+        owned[e] = not owned[same].any()
+    total = 0.0
+    for number, logits in enumerate(found):
+        of_slot, of_candidate = slow_shares(logits, pairs)
+        value = 0.0
+        for shares, key in ((of_slot, "slot"), (of_candidate, "candidate")):
+            for segment in sorted(set(getattr(pairs, key).tolist())):
+                members = pairs_of(pairs, key, segment)
+                right = [e for e in members if owned[e]]
+                rest = 1 - sum(float(shares[e]) for e in members)
+                value -= math.log(float(shares[right[0]]) if right else rest)
+        total += value * (1.0 if number == len(found) - 1 else 0.5)
+    assert ownership_loss(found, pairs, owned).item() == pytest.approx(total / 3, rel=1e-4)
+
+
+def test_features_of_boxes():
+    boxes = torch.tensor([[0.0, 0, 100, 50], [50, 0, 150, 50], [500, 0, 510, 10], [0, 0, 100, 50]])
+    found = box_features(boxes, torch.tensor([0, 0, 0, 1]))
+    third = 1 / 3
+    assert found[0].tolist() == pytest.approx(
+        [math.log(2), math.log(5000) / 2 - 4.5, 0.5, math.log(2), third], abs=1e-5
+    )
+    # Alone in its neighbourhood, or in its image.
+    assert found[2, 2:].tolist() == found[3, 2:].tolist() == [0, 0, 0]
+    flat = box_features(torch.tensor([[5.0, 5, 5, 9]]), torch.tensor([0]))
+    assert torch.isfinite(flat).all()
+    assert box_features(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)).shape == (0, 5)
+
+
+def test_gradients_reach_everything_and_no_pairs_are_no_error():
+    model, pairs = network().train(), scene(1)
+    owned = torch.arange(len(pairs.box)) % 3 == 0
+    ownership_loss(model(pairs), pairs, owned).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+    assert all(p.grad.abs().sum() > 0 for p in model.rounds.parameters())
+    empty = scene(candidates=4, share=0.0)
+    found = model(empty)
+    assert isinstance(found[-1], PairLogits) and found[-1].pairs.shape == (0,)
+    loss = ownership_loss(found, empty, torch.zeros(0, dtype=torch.bool))
+    loss.backward()
+    assert loss.item() == 0
