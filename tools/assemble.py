@@ -29,19 +29,17 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from mpn_d2.config import load_config
-from mpn_d2.data.association_noise import Noise
 from mpn_d2.data.datasets import has_keypoints, load_pose_dicts, register_people
 from mpn_d2.engine.assembler_weights import load_assembler
 from mpn_d2.engine.cli import run_command
 from mpn_d2.evaluation.assembly import assemble_scenes, evaluate_poses
 from mpn_d2.evaluation.error_budget import error_budget, promises_one_to_one
-from mpn_d2.evaluation.people_scorer import PeopleScorer
+from mpn_d2.evaluation.noise import NOISE_SEED, noise_table
 from mpn_d2.evaluation.pose_evaluator import export_instances, write_json
 from mpn_d2.evaluation.scenes import (
     Scene,
     Skipped,
     annotated_scenes,
-    owner_share,
     to_instances,
     with_boxes,
     with_keypoints,
@@ -53,19 +51,6 @@ from mpn_d2.utils.results import format_figure, update_results
 REPO = Path(__file__).resolve().parents[1]
 DATASET = "assemble-annotations"
 TRUTH = "gt"
-# Rows of --noise: one kind of damage each, as much as their names say.
-NOISE_ROWS = {
-    "clean": Noise(),
-    "boxes_5": Noise(box=0.05),
-    "boxes_10": Noise(box=0.1),
-    "missing_10": Noise(missing=0.1),
-    "missing_20": Noise(missing=0.2),
-    "false_10": Noise(false=0.1),
-    "false_20": Noise(false=0.2),
-    "position_0.5": Noise(position=0.5),
-    "position_1": Noise(position=1.0),
-}
-NOISE_SEED = 7
 
 
 def parse_args(arguments: list[str] | None = None) -> Namespace:
@@ -122,7 +107,7 @@ def main(args: Namespace) -> None:
         write_poses(args.output, scenes, poses)
     figures = evaluate(cfg, dicts, scenes, poses)
     if args.noise:
-        figures.update(noise_table(cfg, assembler, dicts, args.filter_boxes))
+        figures.update(noise_table(cfg, assembler, dicts, DATASET, filter_boxes=args.filter_boxes))
     if args.error_budget:
         figures.update(
             error_budget(
@@ -250,30 +235,6 @@ def evaluate(
     metrics = evaluate_poses(DATASET, scenes, poses, sigmas)
     print(", ".join(f"{name} {format_figure(value).strip()}" for name, value in metrics.items()))
     return metrics
-
-
-def noise_table(
-    cfg: CfgNode, assembler: nn.Module, dicts: list[dict], filter_boxes: bool
-) -> dict[str, float | None]:
-    """AP and owner share of each row of NOISE_ROWS, printed as a table in Markdown."""
-    skeleton = get_skeleton(cfg.MODEL.SKELETON)
-    scorer = PeopleScorer(DATASET, skeleton.sigmas)
-    figures = {}
-    print("\n| | AP | to their owner, % |\n|---|---|---|")
-    for name, noise in NOISE_ROWS.items():
-        scenes = annotated_scenes(
-            dicts,
-            skeleton.num_keypoints,
-            filter_boxes=filter_boxes,
-            noise=noise,
-            sigmas=skeleton.sigmas,
-            seed=NOISE_SEED,
-        )
-        poses = assemble_scenes(assembler, scenes, one_to_one=promises_one_to_one(assembler))
-        row = {"AP": scorer.score(scenes, poses), "owner_share": owner_share(scenes, poses)}
-        print(f"| {name} | {' | '.join(map(format_figure, row.values()))} |", flush=True)
-        figures |= {f"noise/{name}/{key}": value for key, value in row.items()}
-    return figures
 
 
 if __name__ == "__main__":

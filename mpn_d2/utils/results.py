@@ -62,6 +62,7 @@ def update_results(
     *,
     seconds: float,
     seed: int,
+    keep: bool = False,
     **extra: Any,
 ) -> None:
     """Writes the figures of one group into a results file; those of other groups stay.
@@ -70,12 +71,14 @@ def update_results(
         path: of the JSON file; made where it is missing.
         group: prefix of the names, without a slash at its end.
         metrics, seconds, seed: of this group, see `write_results`.
+        keep: other figures of the group stay, too.
         extra: further entries of the group's record under `runs`.
     """
     file = Path(path)
     content = json.loads(file.read_text()) if file.is_file() else {}
     kept = content.get("metrics", {})
-    kept = {name: value for name, value in kept.items() if not name.startswith(f"{group}/")}
+    if not keep:
+        kept = {name: value for name, value in kept.items() if not name.startswith(f"{group}/")}
     found = {f"{group}/{name}": value for name, value in metrics.items()}
     record = {**provenance(), "seconds": round(seconds, 1), "seed": seed, **extra}
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pycocotools.coco import COCO
 
+from mpn_d2.evaluation.noise import NOISE_ROWS
 from mpn_d2.structures.skeleton import get_skeleton
 
 REPO = Path(__file__).resolve().parents[2]
@@ -133,11 +134,11 @@ def test_noise_table_is_the_same_every_time(tmp_path, truth, capsys):
     first, second = (f["metrics"] for f in figures)
     assert first == second and figures[0]["seconds"] > 0 and "mine" in figures[0]["runs"]
     printed = capsys.readouterr().out
-    for row in assemble.NOISE_ROWS:
+    for row in NOISE_ROWS:
         assert {f"mine/noise/{row}/AP", f"mine/noise/{row}/owner_share"} <= set(first)
         assert printed.count(f"| {row} |") == 2
     assert first["mine/noise/clean/AP"] == first["mine/AP"]
-    shares = {row: first[f"mine/noise/{row}/owner_share"] for row in assemble.NOISE_ROWS}
+    shares = {row: first[f"mine/noise/{row}/owner_share"] for row in NOISE_ROWS}
     assert shares["missing_20"] < shares["clean"]
 
 

@@ -1,0 +1,81 @@
+"""tools/train_assembly.py: every row's config loads; a row trains, goes on and keeps the others."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpn_d2.config import load_config
+from mpn_d2.evaluation.noise import NOISE_ROWS
+
+REPO = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location(
+    "train_assembly", REPO / "tools" / "train_assembly.py"
+)
+tool = importlib.util.module_from_spec(spec)
+sys.modules["train_assembly"] = tool  # dataclasses look their module up
+spec.loader.exec_module(tool)
+
+
+def run(folder, *arguments):
+    line = ["--runs", str(folder / "runs"), "--output", str(folder / "docs"), *arguments]
+    tool.main(tool.parse_args(line))
+    return json.loads((folder / "docs" / "results" / "assembly.json").read_text())
+
+
+def test_rows_train_by_configs_that_exist_and_differ_as_named():
+    for name, row in tool.rows().items():
+        cfg = load_config(str(tool.CONFIGS / f"{row.config}.yaml"), list(row.options))
+        assert tuple(cfg.DATASETS.TEST) == (tool.SPLITS[row.split],), name
+        if name.startswith("E6/"):
+            nodes, dropout, residual = name.removeprefix("E6/").split("_")
+            assert cfg.MODEL.PRN.NODES == int(nodes) and cfg.MODEL.PRN.DROPOUT == float(dropout)
+            assert (cfg.MODEL.ASSEMBLER.EVIDENCE == "prn") == (residual == "residual")
+    short = {
+        load_config(str(tool.CONFIGS / f"{r.config}.yaml"), list(r.options)).SOLVER.MAX_ITER
+        for name, r in tool.rows().items()
+        if name.startswith("E6/")
+    }
+    assert len(short) == 1
+
+
+def test_a_row_is_recorded_beside_the_others_and_goes_on(tmp_path, mpn_data, monkeypatch, capsys):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(mpn_data))
+    content = run(tmp_path, "--only", "max_poses")
+    prefix = "coco_poses_val/PRN_poses/max+"
+    assert 40 < content["metrics"][prefix + "reference/AP"] < 50
+    assert content["metrics"][prefix + "reference/owner_share"] > 60
+    assert {k.split("+")[1].split("/")[0] for k in content["runs"]} == set(tool.MATCHINGS)
+
+    tiny = ["--opts", "SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "MODEL.DEVICE", "cpu"]
+    tiny += ["MODEL.ASSEMBLER.LEARNED.WIDTH", "8", "MODEL.ASSEMBLER.LEARNED.ROUNDS", "1"]
+    trained = run(tmp_path, "--only", "Assembler_poses", *tiny)
+    assert prefix + "reference/AP" in trained["metrics"]
+    own = "coco_poses_val/Assembler_poses/learned+hungarian"
+    assert trained["metrics"][own + "/AP"] > 0
+    assert trained["runs"][own]["iterations x batch"] == "2 x 32"
+    assert 0 < trained["metrics"]["params/Assembler_poses"] < 2_000_000
+    weights = tmp_path / "runs" / "assembly" / "Assembler_poses" / "model_final.pth"
+    before = weights.stat().st_mtime_ns
+    again = run(tmp_path, "--only", "Assembler_poses", *tiny)
+    assert again["metrics"] == trained["metrics"]
+    assert "finished before" in capsys.readouterr().out or weights.stat().st_mtime_ns >= before
+    with pytest.raises(ValueError, match="rows are identity_poses"):
+        run(tmp_path, "--only", "nothing")
+
+
+def test_noise_rows_are_recorded_by_damage(tmp_path, mpn_data, monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(mpn_data))
+    row = tool.Row("PRN_poses", "coco_poses_val", ["MODEL.ASSEMBLER.EVIDENCE", "max"], noise=True)
+    monkeypatch.setattr(tool, "rows", lambda: {"max_poses": row})
+    metrics = run(tmp_path)["metrics"]
+    for damage in NOISE_ROWS:
+        assert metrics[f"coco_poses_val/noise/{damage}/max/AP"] is not None
+    assert (
+        metrics["coco_poses_val/noise/boxes_10/max/owner_share"]
+        < metrics["coco_poses_val/noise/clean/max/owner_share"]
+    )

@@ -1,0 +1,207 @@
+#!/usr/bin/env python
+"""All figures on assembling people: trains every assembler, evaluates it, writes its figures.
+
+    python tools/train_assembly.py --runs RUNS                       # everything, hours
+    python tools/train_assembly.py --runs RUNS --only Assembler_poses PRN_poses max_poses
+
+DETECTRON2_DATASETS names the folder of coco_poses/ and coco_poses_full/. Each row trains by one
+config of configs/MultiPoseNet (those without weights do not train), assembles annotated keypoints
+in annotated boxes, and writes its figures into --output/results/assembly.json; those of other rows
+stay. A row that was interrupted goes on when the command is repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from mpn_d2.config import load_config
+from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
+from mpn_d2.engine.assembler_weights import has_weights, load_assembler
+from mpn_d2.engine.cli import run_command
+from mpn_d2.engine.setup import start_run
+from mpn_d2.engine.showcase import RunClock, goes_on
+from mpn_d2.engine.stages import FINAL, train
+from mpn_d2.evaluation.assembly import assemble_scenes, evaluate_poses
+from mpn_d2.evaluation.error_budget import promises_one_to_one
+from mpn_d2.evaluation.noise import noise_table
+from mpn_d2.evaluation.scenes import annotated_scenes
+from mpn_d2.modeling.assembly import build_matching, build_pose_assembler
+from mpn_d2.structures.skeleton import get_skeleton
+from mpn_d2.utils.results import update_results
+
+REPO = Path(__file__).resolve().parents[1]
+CONFIGS = REPO / "configs" / "MultiPoseNet"
+SPLITS = {"coco_poses_val": "coco_poses_val", "val2017_half": "coco_poses_full_val2017_half"}
+# Matchings that every trained row is tried with, beside its config's own.
+MATCHINGS = ("reference", "mutual_best", "hungarian")
+# One short schedule for the rows of the paper's ablation (spec E6) and for those of our ideas.
+SHORT_PRN = ["SOLVER.MAX_ITER", "1000", "TEST.EVAL_PERIOD", "0"]
+SHORT_PAIRS = ["SOLVER.MAX_ITER", "2000", "TEST.EVAL_PERIOD", "0"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One assembler that is trained (if it learns) and evaluated.
+
+    Attributes:
+        config: name of a file in configs/MultiPoseNet.
+        split: of SPLITS.
+        options: changes of the config.
+        group: prefix of the figures below the split; None: the config's name.
+        matchings: that it is evaluated with; none: its config's own.
+        noise: also evaluate degraded input.
+    """
+
+    config: str
+    split: str
+    options: list[str] = field(default_factory=list)
+    group: str | None = None
+    matchings: tuple[str, ...] = ()
+    noise: bool = False
+
+
+def rows() -> dict[str, Row]:
+    """All rows by name, quick ones first."""
+    found = {}
+    for data, split, noise in (("poses", "coco_poses_val", False), ("coco", "val2017_half", True)):
+        for evidence in ("identity", "max"):
+            options = ["MODEL.ASSEMBLER.EVIDENCE", evidence]
+            found[f"{evidence}_{data}"] = Row(
+                f"PRN_{data}", split, options, matchings=MATCHINGS, noise=noise
+            )
+        for name in ("UCR", "Assembler", "PRN"):
+            config = f"{name}_{data}"
+            found[config] = Row(config, split, matchings=MATCHINGS, noise=noise)
+    for nodes, dropout, residual in (
+        (50, 0.5, True),
+        (256, 0.5, True),
+        (1024, 0.5, True),
+        (1024, 0.0, True),
+        (1024, 0.5, False),
+    ):
+        evidence = "prn" if residual else "prn_nonresidual"
+        changes = ["MODEL.PRN.NODES", str(nodes), "MODEL.PRN.DROPOUT", str(dropout)]
+        changes += ["MODEL.ASSEMBLER.EVIDENCE", evidence, *SHORT_PRN]
+        label = f"E6/{nodes}_{dropout:g}_{'residual' if residual else 'plain'}"
+        found[label] = Row("PRN_coco", "val2017_half", changes, group=label)
+    for label, changes in IDEAS.items():
+        options = [*changes, *SHORT_PAIRS]
+        found[f"ideas/{label}"] = Row(
+            "Assembler_coco", "val2017_half", options, group=f"ideas/{label}"
+        )
+    return found
+
+
+# What was tried for our assembler, each by itself.
+IDEAS = {
+    "as_committed": [],
+    "prior_alone": ["MODEL.ASSEMBLER.LEARNED.ROUNDS", "0"],
+    "one_round": ["MODEL.ASSEMBLER.LEARNED.ROUNDS", "1"],
+    "two_rounds": ["MODEL.ASSEMBLER.LEARNED.ROUNDS", "2"],
+    "no_noise": ["INPUT.NOISE.PROB", "0.0"],
+    "narrow": ["MODEL.ASSEMBLER.LEARNED.WIDTH", "32"],
+}
+
+
+def parse_args(arguments: list[str] | None = None) -> Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", required=True, metavar="DIR", help="trainings go there")
+    parser.add_argument("--output", default=str(REPO / "docs"), help="results/ in it")
+    parser.add_argument("--only", nargs="+", metavar="ROW", help=f"of {', '.join(rows())}")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    return parser.parse_args(arguments)
+
+
+def main(args: Namespace) -> None:
+    register_pose_datasets()
+    known = rows()
+    unknown = sorted(set(args.only or []) - set(known))
+    if unknown:
+        raise ValueError(f"--only {unknown[0]}: rows are {', '.join(known)}")
+    results = Path(args.output) / "results" / "assembly.json"
+    for name, row in known.items():
+        if not args.only or name in args.only:
+            run(name, row, Path(args.runs) / "assembly" / name, results, args.opts)
+
+
+def run(name: str, row: Row, folder: Path, results: Path, options: list[str]) -> None:
+    """Trains and evaluates a row, and records its figures."""
+    print(f"== {name}", flush=True)
+    options = [*row.options, *options, "OUTPUT_DIR", str(folder)]
+    cfg = load_config(str(CONFIGS / f"{row.config}.yaml"), options)
+    cfg.freeze()
+    assembler, seconds = trained_assembler(cfg, options)
+    dicts = load_pose_dicts([SPLITS[row.split]], is_train=False, need_images=False)
+    own = cfg.MODEL.ASSEMBLER.MATCHING
+    record = {"seed": cfg.SEED, "seconds": seconds, "iterations x batch": schedule(cfg)}
+    for matching in dict.fromkeys([own, *row.matchings]):
+        assembler.matching = build_matching(with_matching(cfg, matching))
+        figures = evaluate(cfg, assembler, dicts, SPLITS[row.split])
+        kind = f"{cfg.MODEL.ASSEMBLER.EVIDENCE}+{matching}"
+        group = row.group or f"{row.config}/{kind}"
+        update_results(results, f"{row.split}/{group}", figures, **record)
+        print(f"{row.split}/{group}: AP {figures['AP']}", flush=True)
+    if row.noise:
+        assembler.matching = build_matching(with_matching(cfg, own))
+        table = noise_table(cfg, assembler, dicts, SPLITS[row.split])
+        label = row.config if has_weights(assembler) else cfg.MODEL.ASSEMBLER.EVIDENCE
+        for damage in {key.split("/")[1] for key in table}:
+            figures = {k: table[f"noise/{damage}/{k}"] for k in ("AP", "owner_share")}
+            update_results(results, f"{row.split}/noise/{damage}/{label}", figures, **record)
+    if row.group is None and has_weights(assembler):
+        number = sum(p.numel() for p in assembler.parameters())
+        update_results(results, "params", {row.config: number}, keep=True, **record)
+
+
+def trained_assembler(cfg: CfgNode, options: list[str]) -> tuple[nn.Module, float]:
+    """The assembler of a config after its training, on the CPU, and the seconds that took."""
+    if not has_weights(build_pose_assembler(cfg)):
+        return load_assembler(cfg), 0.0
+    folder = Path(cfg.OUTPUT_DIR)
+    resume = goes_on(cfg)
+    clock = RunClock(folder / "seconds.json", resume=resume)
+    start_run(cfg, Namespace(config_file="", opts=options))
+    train(cfg, "all", options, resume=resume)
+    return load_assembler(cfg, str(folder / FINAL)), clock.stop()
+
+
+def evaluate(
+    cfg: CfgNode, assembler: nn.Module, dicts: list[dict], dataset_name: str
+) -> dict[str, float | None]:
+    """COCO's metrics and owner_share of annotated keypoints in all annotated boxes."""
+    skeleton = get_skeleton(cfg.MODEL.SKELETON)
+    scenes = annotated_scenes(dicts, skeleton.num_keypoints, filter_boxes=cfg.EVAL.GT_BOX_FILTER)
+    poses = assemble_scenes(assembler, scenes, one_to_one=promises_one_to_one(assembler))
+    return evaluate_poses(dataset_name, scenes, poses, skeleton.sigmas)
+
+
+def with_matching(cfg: CfgNode, matching: str) -> CfgNode:
+    """The config with another MODEL.ASSEMBLER.MATCHING."""
+    changed = cfg.clone()
+    changed.defrost()
+    changed.MODEL.ASSEMBLER.MATCHING = matching
+    changed.freeze()
+    return changed
+
+
+def schedule(cfg: CfgNode) -> str:
+    """Iterations x batch."""
+    return f"{cfg.SOLVER.MAX_ITER} x {cfg.SOLVER.IMS_PER_BATCH}"
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("DETECTRON2_DATASETS", str(REPO / ".." / "shared" / "data"))
+    args = parse_args()
+    run_command(lambda: main(args))
