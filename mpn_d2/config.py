@@ -214,8 +214,9 @@ def _add_assembly_keys(cfg: CN) -> None:
     cfg.MODEL.ASSEMBLER.WINDOW = 15
     # Only boxes with at least this score may claim keypoints. [LM: 0.5]
     cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH = 0.5
-    # Multiply the pose score (mean keypoint score) by the box score. [references: False]
-    cfg.MODEL.ASSEMBLER.SCORE_TIMES_BOX = False
+    # The score of a pose is the product of: box (its score) | keypoints (their mean score, missing
+    # ones 0) | evidence (mean pair score of those found). [references: keypoints]
+    cfg.MODEL.ASSEMBLER.POSE_SCORE = ["keypoints"]
 
     # What the assembly trains on: people (one box each) | images (all boxes together; learned).
     cfg.MODEL.ASSEMBLER.SAMPLES = "people"

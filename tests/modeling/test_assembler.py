@@ -140,7 +140,9 @@ def test_equals_slow_assembly_with_any_evidence(seed):
 @pytest.mark.parametrize("kind", ["prn", "identity", "max"])
 def test_batch_equals_one_by_one(matching, kind):
     evidence = {"prn": network, "identity": IdentityNetwork, "max": lambda: MaxNetwork(sigma=2.0)}
-    model = assembler(evidence[kind](), matching, fallback="argmax", score_times_box=True)
+    model = assembler(
+        evidence[kind](), matching, fallback="argmax", pose_score=["keypoints", "box"]
+    )
     candidates, boxes, scores = random_batch(3)
     together = model.inference(candidates, boxes, scores)
     for image in range(len(boxes)):
@@ -290,11 +292,31 @@ def test_low_scored_boxes_claim_nothing_and_box_scores_weigh_poses():
     assert pose.candidate_ids[:, 0].tolist() == [-1, 0]
     assert pose.keypoints[0].abs().sum() == 0 and pose.scores[0] == 0
     assert pose.scores[1].item() == pytest.approx(0.9 / K)
-    weighed = assembler(box_score_thresh=0.5, score_times_box=True)
+    weighed = assembler(box_score_thresh=0.5, pose_score=["keypoints", "box"])
     pose = weighed.inference([candidates], [boxes], [scores])[0]
     assert pose.scores[1].item() == pytest.approx(0.9 / K * 0.5)
     # True boxes have no score: all take part, as with score 1.
     assert weighed.inference([candidates], [boxes])[0].scores.max().item() == pytest.approx(0.3)
+
+
+def test_pose_scores_are_products_of_what_they_are_made_of():
+    boxes = torch.tensor([[0.0, 0.0, 72.0, 112.0]])
+    points = torch.tensor([[11.0, 11.0], [61.0, 101.0]])
+    candidates = Candidates(points, torch.tensor([0, 2]), torch.tensor([0.5, 0.9]))
+    grids = torch.zeros(1, K, *SIZE)
+    grids[0, 0, 5, 5], grids[0, 2, 50, 30] = 0.4, 0.2
+    wanted = {"box": 0.7, "keypoints": 1.4 / K, "evidence": (0.5 * 0.4 + 0.9 * 0.2) / 2}
+    for names in (["box"], ["keypoints"], ["evidence"], ["evidence", "box"], list(wanted)):
+        model = assembler(pose_score=names)
+        batch = model.collate([candidates], [boxes], [torch.tensor([0.7])])
+        score = assemble_grids(model, batch, grids)[0].scores.item()
+        assert score == pytest.approx(math.prod(wanted[name] for name in names), rel=1e-5)
+        nothing = assemble_grids(model, batch, torch.zeros_like(grids))[0]
+        assert nothing.scores.tolist() == [0.0]
+    with pytest.raises(ValueError, match=r"POSE_SCORE.*box, keypoints, evidence"):
+        assembler(pose_score=["size"])
+    with pytest.raises(ValueError, match="POSE_SCORE"):
+        assembler(pose_score=[])
 
 
 def test_fallback_fills_joints_at_the_largest_evidence_without_score():
@@ -409,5 +431,5 @@ def test_unknown_parts_list_the_known_ones():
     cfg = get_cfg()
     add_mpn_config(cfg)
     cfg.MODEL.ASSEMBLER.EVIDENCE = "oracle"
-    with pytest.raises(ValueError, match="identity, max, prn"):
+    with pytest.raises(ValueError, match="identity, learned, max, prn"):
         build_pose_assembler(cfg)

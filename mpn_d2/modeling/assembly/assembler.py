@@ -7,6 +7,9 @@ through at once. MultiPoseNet section 3.3; spec section 5.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode, configurable
 from torch import nn
@@ -23,6 +26,9 @@ from mpn_d2.structures.outputs import AssembledPoses, Candidates, HeatmapOutputs
 from mpn_d2.structures.skeleton import get_skeleton
 
 FALLBACKS = ("none", "argmax")
+# Box score (1 without one) | mean score of the keypoints, missing ones 0 | mean pair score of the
+# keypoints that were found.
+POSE_SCORES = ("box", "keypoints", "evidence")
 
 
 @POSE_ASSEMBLER_REGISTRY.register()
@@ -37,7 +43,7 @@ class PoseAssembler(nn.Module):
             evidence with score 0 (every unassigned joint; the authors' code does so only in
             images where some type has no candidate at all).
         box_score_thresh: boxes with a lower score claim nothing.
-        score_times_box: multiply the pose score by the box score, where there is one.
+        pose_score: what the score of a pose is the product of, of POSE_SCORES.
     """
 
     @configurable
@@ -49,7 +55,7 @@ class PoseAssembler(nn.Module):
         num_keypoints: int,
         fallback: str = "none",
         box_score_thresh: float = 0.0,
-        score_times_box: bool = False,
+        pose_score: Sequence[str] = ("keypoints",),
     ) -> None:
         super().__init__()
         if fallback not in FALLBACKS:
@@ -61,7 +67,13 @@ class PoseAssembler(nn.Module):
         self.num_keypoints = num_keypoints
         self.fallback = fallback
         self.box_score_thresh = box_score_thresh
-        self.score_times_box = score_times_box
+        self.pose_score = tuple(pose_score)
+        unknown = sorted(set(self.pose_score) - set(POSE_SCORES))
+        if unknown or not self.pose_score:
+            raise ValueError(
+                f"MODEL.ASSEMBLER.POSE_SCORE is {list(pose_score)}: it needs one or more of "
+                f"{', '.join(POSE_SCORES)}"
+            )
         if self.needs_peaks and not evidence.has_peaks:
             raise ValueError(
                 "MODEL.ASSEMBLER.EVIDENCE rates candidates alone, it cannot say where a joint lies "
@@ -76,7 +88,7 @@ class PoseAssembler(nn.Module):
             "num_keypoints": get_skeleton(cfg.MODEL.SKELETON).num_keypoints,
             "fallback": cfg.MODEL.ASSEMBLER.FALLBACK,
             "box_score_thresh": cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
-            "score_times_box": cfg.MODEL.ASSEMBLER.SCORE_TIMES_BOX,
+            "pose_score": cfg.MODEL.ASSEMBLER.POSE_SCORE,
         }
 
     @property
@@ -178,12 +190,16 @@ class PoseAssembler(nn.Module):
             distances = gaps.norm(dim=-1).flatten(0, 1)
         problem = MatchingProblem(pair_scores.flatten(0, 1), distances)
         chosen = self.matching(problem).view(pair_scores.shape[:3])
-        return self._poses(batch, chosen, peaks)
+        return self._poses(batch, chosen, pair_scores, peaks)
 
     def _poses(
-        self, batch: PeopleBatch, chosen: torch.Tensor, peaks: torch.Tensor | None
+        self,
+        batch: PeopleBatch,
+        chosen: torch.Tensor,
+        pair_scores: torch.Tensor,
+        peaks: torch.Tensor | None,
     ) -> list[AssembledPoses]:
-        """(N, K, P) chosen candidates, -1 for none, to poses per image."""
+        """(N, K, P) chosen candidates, -1 for none, and (N, K, P, M) scores to poses per image."""
         found = chosen >= 0
         index = chosen.clamp(min=0)
         ids = torch.where(found, batch.ids.gather(2, index), -1)
@@ -198,10 +214,27 @@ class PoseAssembler(nn.Module):
                 points = torch.where((~found & at_peak)[..., None], peaks[..., :2], points)
         keypoints = torch.cat([points, scores[..., None]], dim=-1).transpose(1, 2)
         ids = ids.transpose(1, 2)
-        pose_scores = scores.mean(dim=1)
-        if self.score_times_box and batch.box_scores.shape[1]:
-            pose_scores = pose_scores * batch.box_scores
+        pose_scores = self._pose_scores(batch, chosen, scores, pair_scores)
         return [
             AssembledPoses(keypoints[n, :count], pose_scores[n, :count], ids[n, :count])
             for n, count in enumerate(batch.num_boxes)
         ]
+
+    def _pose_scores(
+        self,
+        batch: PeopleBatch,
+        chosen: torch.Tensor,
+        scores: torch.Tensor,
+        pair_scores: torch.Tensor,
+    ) -> torch.Tensor:
+        """(N, P) scores of poses from (N, K, P) choices and scores of their candidates."""
+        found = chosen >= 0
+        evidence = pair_scores.gather(3, chosen.clamp(min=0)[..., None])[..., 0]
+        factors = {
+            "box": batch.box_scores if batch.box_scores.shape[1] else 1.0,
+            "keypoints": scores.mean(dim=1),
+            "evidence": (evidence * found).sum(dim=1) / found.sum(dim=1).clamp(min=1),
+        }
+        product = math.prod(factors[name] for name in self.pose_score)
+        # Without a keypoint there is no pose.
+        return torch.where(found.any(dim=1), product, 0.0)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from scipy.optimize import linear_sum_assignment
@@ -111,17 +112,23 @@ class HungarianMatching(Matching):
     """One-to-one matching of the largest score sum, each group on its own (on the CPU)."""
 
     def forward(self, problem: MatchingProblem) -> torch.Tensor:
-        """One call of SciPy's solver per group that has any pair."""
+        """One call of SciPy's solver per group in which pairs compete."""
         scores = problem.scores.detach().cpu().double().numpy()
-        chosen = torch.full(problem.scores.shape[:2], -1, dtype=torch.int64)
-        for group in (scores > 0).any(axis=(1, 2)).nonzero()[0]:
-            rows = (scores[group] > 0).any(axis=1).nonzero()[0]
-            columns = (scores[group] > 0).any(axis=0).nonzero()[0]
-            part = scores[group][rows][:, columns]
-            for row, column in zip(*linear_sum_assignment(part, maximize=True)):
-                if part[row, column] > 0:
-                    chosen[group, rows[row]] = int(columns[column])
-        return chosen.to(problem.scores.device)
+        allowed = scores > 0
+        rows, columns = allowed.any(axis=2), allowed.any(axis=1)
+        chosen = np.full(scores.shape[:2], -1, dtype=np.int64)
+        # A lone box takes its best candidate; what is padding never reaches the solver.
+        alone = rows.sum(axis=1) == 1
+        for group in rows.any(axis=1).nonzero()[0]:
+            boxes, candidates = rows[group].nonzero()[0], columns[group].nonzero()[0]
+            part = scores[group][np.ix_(boxes, candidates)]
+            if alone[group]:
+                chosen[group, boxes[0]] = candidates[part.argmax()]
+                continue
+            box, candidate = linear_sum_assignment(part, maximize=True)
+            matched = part[box, candidate] > 0
+            chosen[group, boxes[box[matched]]] = candidates[candidate[matched]]
+        return torch.from_numpy(chosen).to(problem.scores.device)
 
 
 class ArgmaxMatching(Matching):
