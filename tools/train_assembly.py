@@ -13,6 +13,7 @@ stay. A row that was interrupted goes on when the command is repeated.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from argparse import Namespace
@@ -33,10 +34,11 @@ from mpn_d2.engine.showcase import RunClock, goes_on
 from mpn_d2.engine.stages import FINAL, train
 from mpn_d2.evaluation.assembly import assemble_scenes, evaluate_poses
 from mpn_d2.evaluation.error_budget import promises_one_to_one
-from mpn_d2.evaluation.noise import noise_table
+from mpn_d2.evaluation.noise import NOISE_ROWS, noise_table
 from mpn_d2.evaluation.scenes import annotated_scenes
 from mpn_d2.modeling.assembly import build_matching, build_pose_assembler
 from mpn_d2.structures.skeleton import get_skeleton
+from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.results import update_results
 
 REPO = Path(__file__).resolve().parents[1]
@@ -113,6 +115,41 @@ IDEAS = {
 }
 
 
+def tables(metrics: dict[str, float | None]) -> dict[str, str]:
+    """The tables of docs/assembly.md by name, in Markdown."""
+    found = {}
+    for data, split in (("poses", "coco_poses_val"), ("coco", "val2017_half")):
+        lines = []
+        for config, evidence in (
+            (f"PRN_{data}", "identity"),
+            (f"PRN_{data}", "max"),
+            (f"UCR_{data}", "ucr"),
+            (f"PRN_{data}", "prn"),
+            (f"Assembler_{data}", "learned"),
+        ):
+            group = f"{split}/{config}/{evidence}+"
+            figures = [metrics.get(f"{group}{matching}/AP") for matching in MATCHINGS]
+            shares = [metrics.get(f"{group}{matching}/owner_share") for matching in MATCHINGS]
+            lines.append((f"`{evidence}` ({config})", [*figures, shares[-1]]))
+        head = ["evidence", *MATCHINGS, "to their owner (hungarian), %"]
+        found[data] = markdown_table(head, lines)
+    for name in ("E6", "ideas"):
+        group = f"val2017_half/{name}/"
+        labels = [row.removeprefix(f"{name}/") for row in rows() if row.startswith(f"{name}/")]
+        lines = [
+            (f"`{label}`", [metrics.get(f"{group}{label}/{key}") for key in ("AP", "owner_share")])
+            for label in labels
+        ]
+        found[name] = markdown_table(["", "AP", "to their owner, %"], lines)
+    systems = ("identity", "max", "UCR_coco", "PRN_coco", "Assembler_coco")
+    lines = [
+        (row, [metrics.get(f"val2017_half/noise/{row}/{system}/AP") for system in systems])
+        for row in NOISE_ROWS
+    ]
+    found["noise"] = markdown_table(["AP", *systems], lines)
+    return found
+
+
 def parse_args(arguments: list[str] | None = None) -> Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -134,6 +171,9 @@ def main(args: Namespace) -> None:
     for name, row in known.items():
         if not args.only or name in args.only:
             run(name, row, Path(args.runs) / "assembly" / name, results, args.opts)
+    page = Path(args.output) / "assembly.md"
+    if page.is_file():
+        fill_tables(page, tables(json.loads(results.read_text())["metrics"]))
 
 
 def run(name: str, row: Row, folder: Path, results: Path, options: list[str]) -> None:
