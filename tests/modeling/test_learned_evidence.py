@@ -102,6 +102,36 @@ def test_batch_equals_one_by_one_and_order_does_not_matter(matching):
     torch.testing.assert_close(other.keypoints, together[3].keypoints[rows])
 
 
+def test_learns_where_a_missing_joint_lies():
+    """The right hand is never a candidate; where it is follows from box, head and left hand."""
+    generator = torch.Generator().manual_seed(5)
+
+    def scene():
+        x, y, size = torch.rand(3, generator=generator).tolist()
+        sample = people((100 + 80 * x, 100 + 80 * y, 30 + 30 * size))
+        sample["candidates"] = sample["keypoints"].clone()
+        sample["candidates"][0, 2, 2] = 0.0
+        return sample
+
+    model = assembler(fallback="argmax").train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(80):
+        loss = model.losses([scene() for _ in range(8)])["loss_assembly_pairs"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    sample = scene()
+    candidates, _ = given({"keypoints": sample["candidates"]})
+    pose = model.eval().inference([candidates], [sample["boxes"]])[0]
+    side = float(sample["boxes"][0, 2] - sample["boxes"][0, 0])
+    gap = (pose.keypoints[0, 2, :2] - sample["keypoints"][0, 2, :2]).abs().max().item()
+    assert gap < 0.1 * side
+    assert pose.keypoints[0, 2, 2] == 0 and pose.candidate_ids.tolist() == [[0, 1, -1]]
+    # Nothing is invented for a box without any candidate.
+    far = model.inference([candidates], [sample["boxes"] + 1000])[0]
+    assert far.keypoints.abs().sum() == 0
+
+
 def test_pairs_are_those_inside_the_margin():
     model = assembler()
     candidates, boxes = random_batch(4)
@@ -187,7 +217,4 @@ def test_from_config_and_what_it_cannot_do():
     assert model.evidence.by_image and len(model.evidence.pair_network.rounds) == 4
     with pytest.raises(ValueError, match=r"MODEL\.ASSEMBLER\.SAMPLES"):
         build_pose_assembler(config(SAMPLES="people"))
-    with pytest.raises(ValueError, match="FALLBACK"):
-        build_pose_assembler(config(FALLBACK="argmax"))
-    with pytest.raises(ValueError, match="MATCHING"):
-        build_pose_assembler(config(MATCHING="argmax"))
+    assert build_pose_assembler(config(FALLBACK="argmax", MATCHING="argmax")).needs_peaks

@@ -75,12 +75,14 @@ def slow_round(step, features, logits, pairs):
         row = []
         for kind in range(K):
             members = pairs_of(pairs, "slot", b * K + kind)
-            told = sum((weight[e] * step.to_slot(normed[e]) for e in members), torch.zeros(4))
+            told = sum(
+                (weight[e] * step.summary.to_slot(normed[e]) for e in members), torch.zeros(4)
+            )
             presence = sum(weight[e] for e in members)
             place = sum((weight[e] * pairs.place[e] for e in members), torch.zeros(2))
             sums[b * K + kind] = told
             row += [told, place / (presence + 0.1), torch.tensor([float(presence)])]
-        spoken = step.from_box(step.box(torch.cat([*row, pairs.box_features[b]])))
+        spoken = step.from_box(step.summary.box(torch.cat([*row, pairs.box_features[b]])))
         for kind in range(K):
             expected[b * K + kind] = spoken[kind * 4 : kind * 4 + 4]
     result = []
@@ -100,7 +102,7 @@ def slow_round(step, features, logits, pairs):
 @torch.no_grad()
 def test_equals_slow_rounds():
     model, pairs = network(), scene()
-    found = model(pairs)
+    found, _ = model(pairs)
     assert len(found) == 3
     features = model.first(model._inputs(pairs))
     for number, step in enumerate(model.rounds):
@@ -130,7 +132,7 @@ def test_inputs_tell_place_score_box_and_how_many_compete():
 @torch.no_grad()
 def test_probabilities_are_shares_of_slot_and_candidate():
     model, pairs = network(), scene(2)
-    logits = model(pairs)[-1]
+    logits = model(pairs)[0][-1]
     of_slot, of_candidate = slow_shares(logits, pairs)
     wanted = [math.sqrt(a * b) for a, b in zip(of_slot, of_candidate)]
     assert logits.probabilities(pairs).tolist() == pytest.approx(wanted, rel=1e-4)
@@ -153,7 +155,7 @@ def test_logsumexp_of_segments_is_stable_and_has_gradients():
 @torch.no_grad()
 def test_loss_is_the_cross_entropy_of_slots_and_candidates():
     model, pairs = network(), scene(3)
-    found = model(pairs)
+    found, _ = model(pairs)
     # One owner a candidate at most, one candidate a slot at most.
     owned = torch.zeros(len(pairs.box), dtype=torch.bool)
     for e in range(0, len(owned), 2):
@@ -190,12 +192,15 @@ def test_features_of_boxes():
 def test_gradients_reach_everything_and_no_pairs_are_no_error():
     model, pairs = network().train(), scene(1)
     owned = torch.arange(len(pairs.box)) % 3 == 0
-    ownership_loss(model(pairs), pairs, owned).backward()
+    found, features = model(pairs)
+    loss = ownership_loss(found, pairs, owned)
+    (loss + model.places(features, found[-1], pairs).square().sum()).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
     assert all(p.grad.abs().sum() > 0 for p in model.rounds.parameters())
     empty = scene(candidates=4, share=0.0)
-    found = model(empty)
+    found, features = model(empty)
+    assert model.places(features, found[-1], empty).shape == (3, K, 2)
     assert isinstance(found[-1], PairLogits) and found[-1].pairs.shape == (0,)
     loss = ownership_loss(found, empty, torch.zeros(0, dtype=torch.bool))
     loss.backward()

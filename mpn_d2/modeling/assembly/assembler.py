@@ -74,11 +74,6 @@ class PoseAssembler(nn.Module):
                 f"MODEL.ASSEMBLER.POSE_SCORE is {list(pose_score)}: it needs one or more of "
                 f"{', '.join(POSE_SCORES)}"
             )
-        if self.needs_peaks and not evidence.has_peaks:
-            raise ValueError(
-                "MODEL.ASSEMBLER.EVIDENCE rates candidates alone, it cannot say where a joint lies "
-                "that has none: set MATCHING to another than argmax, and FALLBACK to none"
-            )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, object]:

@@ -36,13 +36,11 @@ class Evidence(nn.Module):
         by_image: samples of the training are images with all their people, not single people
             (data/association.py).
         differentiable: `loss_on_predictions` passes gradients to the maps.
-        has_peaks: `rate` can say where a joint lies that has no candidate.
     """
 
     loss_name = "loss_assembly"
     by_image = False
     differentiable = False
-    has_peaks = True
 
     @property
     def device(self) -> torch.device:
@@ -57,7 +55,7 @@ class Evidence(nn.Module):
         Args:
             batch: boxes and candidates.
             maps: raw heatmaps of the images, in the frame of the boxes, where there are any.
-            peaks: also say where each joint lies; ValueError without `has_peaks`.
+            peaks: also say where each joint lies.
         """
         raise NotImplementedError
 

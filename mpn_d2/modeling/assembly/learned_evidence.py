@@ -22,6 +22,8 @@ from mpn_d2.modeling.assembly.people_batch import PeopleBatch, collate_people
 from mpn_d2.structures.outputs import Candidates, HeatmapOutputs
 from mpn_d2.structures.skeleton import get_skeleton
 
+# Of the loss of expected places beside that of ownership.
+_PLACE_WEIGHT = 1.0
 # A pair that may match never scores 0, however unlikely it is.
 _LEAST = 1e-6
 
@@ -37,7 +39,6 @@ class LearnedEvidence(Evidence):
 
     loss_name = "loss_assembly_pairs"
     by_image = True
-    has_peaks = False
 
     def __init__(self, *, network: PairNetwork, num_keypoints: int, margin: float = 0.6) -> None:
         super().__init__()
@@ -48,16 +49,21 @@ class LearnedEvidence(Evidence):
     def rate(
         self, batch: PeopleBatch, maps: HeatmapOutputs | None = None, *, peaks: bool = False
     ) -> Rating:
-        """See the base; ValueError for peaks."""
-        if peaks:
-            raise ValueError("learned evidence rates candidates alone: it has no peaks")
+        """See the base; peaks are of boxes that have any candidate."""
         pairs, place = self.list_pairs(batch)
-        chance = self.pair_network(pairs)[-1].probabilities(pairs)
+        found, features = self.pair_network(pairs)
+        chance = found[-1].probabilities(pairs)
         # `nan_to_num`: broken coordinates or weights mean "may not match".
         chance = torch.nan_to_num(chance + _LEAST, nan=0.0)
         scores = chance.new_zeros(len(batch.boxes), *batch.ids.shape[1:])
         scores[place] = chance
-        return Rating(scores)
+        if not peaks:
+            return Rating(scores)
+        corner, sides = _corner_and_sides(batch.boxes)
+        places = self.pair_network.places(features, found[-1], pairs)
+        points = corner[:, None] + places * sides[:, None]
+        some = (scores > 0).flatten(1).any(dim=1)[:, None, None].expand(-1, self.num_keypoints, 1)
+        return Rating(scores, torch.cat([points, some.to(points.dtype)], dim=2))
 
     def list_pairs(
         self, batch: PeopleBatch
@@ -68,8 +74,8 @@ class LearnedEvidence(Evidence):
         inside &= batch.ids[batch.image] >= 0
         box, kind, column = inside.nonzero().unbind(1)
         kinds, columns = batch.ids.shape[1:]
-        corner, sides = batch.boxes[:, :2], batch.boxes[:, 2:] - batch.boxes[:, :2]
-        place = (points[box, kind, column] - corner[box]) / sides[box].clamp(min=1.0)
+        corner, sides = _corner_and_sides(batch.boxes)
+        place = (points[box, kind, column] - corner[box]) / sides[box]
         every_kind = torch.arange(kinds, device=box.device).repeat_interleave(columns)
         pairs = Pairs(
             box=box,
@@ -96,7 +102,32 @@ class LearnedEvidence(Evidence):
         owners = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
         ids = batch.ids[batch.image[box], kind, column]
         owner = owners.to(self.device)[batch.image[box], ids]
-        return ownership_loss(self.pair_network(pairs), pairs, owner == batch.slot[box])
+        found, features = self.pair_network(pairs)
+        ownership = ownership_loss(found, pairs, owner == batch.slot[box])
+        places = self.pair_network.places(features, found[-1], pairs)
+        truth = torch.cat([sample["keypoints"].to(self.device) for sample in samples])
+        return ownership + _PLACE_WEIGHT * _place_loss(places, truth, batch.boxes)
+
+
+def _corner_and_sides(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, 2) upper left corners, and widths and heights of at least a pixel."""
+    return boxes[:, :2], (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)
+
+
+def _place_loss(places: torch.Tensor, truth: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """Distance, in sides of the box, between expected and true joints, sum over joints per box.
+
+    Args:
+        places: (B, K, 2) of the network.
+        truth: (B, K, 3) x, y, v of the boxes' people; v = 0 counts nothing.
+        boxes: (B, 4).
+    """
+    corner, sides = _corner_and_sides(boxes)
+    wanted = (truth[..., :2] - corner[:, None]) / sides[:, None]
+    # Joints far outside a wrong box must not rule the loss.
+    labelled = (truth[..., 2] > 0) & (wanted > -1).all(dim=-1) & (wanted < 2).all(dim=-1)
+    gaps = (places - wanted).abs().sum(dim=-1)
+    return torch.where(labelled, gaps, 0.0).sum() / max(len(boxes), 1)
 
 
 def _candidates(sample: dict) -> tuple[Candidates, torch.Tensor]:

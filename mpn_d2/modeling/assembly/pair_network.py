@@ -131,53 +131,74 @@ def box_features(boxes: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     )
 
 
+class BoxSummary(nn.Module):
+    """What each box has got so far: its likely joints, told by their pairs, to one vector a box.
+
+    Args:
+        num_keypoints: K.
+        width: D.
+        message: numbers that a pair tells its slot.
+        box_width: numbers in the vector.
+    """
+
+    def __init__(self, *, num_keypoints: int, width: int, message: int, box_width: int) -> None:
+        super().__init__()
+        self.num_keypoints = num_keypoints
+        self.to_slot = nn.Linear(width, message)
+        self.box = _two_layers(
+            num_keypoints * (message + 3) + BOX_FEATURES, 2 * box_width, box_width
+        )
+
+    def forward(
+        self, normed: torch.Tensor, weight: torch.Tensor, pairs: Pairs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(E, D) features and (E,) weights to (S, message) slots and (B, box_width) boxes."""
+        num_boxes = len(pairs.box_features)
+        ones = torch.ones_like(pairs.place[:, :1])
+        told = torch.cat([self.to_slot(normed), pairs.place, ones], dim=1) * weight[:, None]
+        slots = segment_sum(told, pairs.slot, num_boxes * self.num_keypoints)
+        presence = slots[:, -1:]
+        place = slots[:, -3:-1] / (presence + _EMPTY)
+        slots = torch.cat([slots[:, :-3], place, presence], dim=1)
+        poses = slots.view(num_boxes, self.num_keypoints * slots.shape[1])
+        return slots[:, :-3], self.box(torch.cat([poses, pairs.box_features], dim=1))
+
+
 class PairRound(nn.Module):
     """One exchange of messages between pairs, boxes and candidates.
 
     Args:
         num_keypoints: K.
         width: D.
-        message: numbers that a pair tells its slot and its candidate.
-        box_width: features of a box; it tells each of its slots `message` of them, the first two
-            of which are where it expects the joint.
+        message: numbers that a pair tells its slot and its candidate, and a box each of its slots;
+            the first two of the latter are where it expects the joint.
+        box_width: features of a box.
     """
 
     def __init__(self, *, num_keypoints: int, width: int, message: int, box_width: int) -> None:
         super().__init__()
-        self.num_keypoints = num_keypoints
+        self.message = message
         self.norm = nn.LayerNorm(width)
-        self.to_slot = nn.Linear(width, message)
-        self.to_candidate = nn.Linear(width, message)
-        self.box = _two_layers(
-            num_keypoints * (message + 3) + BOX_FEATURES, 2 * box_width, box_width
+        self.summary = BoxSummary(
+            num_keypoints=num_keypoints, width=width, message=message, box_width=box_width
         )
         self.from_box = nn.Linear(box_width, num_keypoints * message)
+        self.to_candidate = nn.Linear(width, message)
         self.update = _two_layers(width + 3 * message + 7, 2 * width, width)
 
     def forward(self, features: torch.Tensor, logits: PairLogits, pairs: Pairs) -> torch.Tensor:
         """(E, D) features of the pairs to the next ones."""
-        num_slots, num_boxes = len(logits.no_candidate), len(pairs.box_features)
         of_slot, of_candidate = logits.shares(pairs)
         weight = (of_slot * of_candidate).sqrt()
         normed = self.norm(features)
-
-        told = torch.cat(
-            [self.to_slot(normed), pairs.place, torch.ones_like(pairs.place[:, :1])], 1
-        )
-        slots = segment_sum(told * weight[:, None], pairs.slot, num_slots)
-        presence = slots[:, -1:]
-        slots = torch.cat([slots[:, :-3], slots[:, -3:-1] / (presence + _EMPTY), presence], dim=1)
-        poses = slots.view(num_boxes, self.num_keypoints * slots.shape[1])
-        poses = torch.cat([poses, pairs.box_features], dim=1)
-        expected = self.from_box(self.box(poses)).view(num_slots, self.to_slot.out_features)
-        expected = expected[pairs.slot]
+        slots, boxes = self.summary(normed, weight, pairs)
+        expected = self.from_box(boxes).view(len(slots), self.message)[pairs.slot]
         offset = pairs.place - expected[:, :2]
-
         told = self.to_candidate(normed) * of_candidate[:, None]
         wanted = segment_sum(told, pairs.candidate, pairs.num_candidates)[pairs.candidate]
         news = [
             normed,
-            slots[:, :-3][pairs.slot],
+            slots[pairs.slot],
             wanted,
             expected,
             offset,
@@ -188,7 +209,7 @@ class PairRound(nn.Module):
 
 
 class PairNetwork(nn.Module):
-    """Logits of all pairs, after each round.
+    """Logits of all pairs, after each round; and where each box expects each joint in the end.
 
     Args:
         num_keypoints: K.
@@ -220,17 +241,34 @@ class PairNetwork(nn.Module):
         self.readers = nn.ModuleList(
             nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 1)) for _ in range(rounds + 1)
         )
+        self.last_norm = nn.LayerNorm(width)
+        self.summary = BoxSummary(
+            num_keypoints=num_keypoints, width=width, message=message, box_width=box_width
+        )
+        self.to_places = nn.Linear(box_width, 2 * num_keypoints)
         self.no_candidate = nn.Parameter(torch.zeros(rounds + 1, num_keypoints))
         self.no_box = nn.Parameter(torch.zeros(rounds + 1, num_keypoints))
 
-    def forward(self, pairs: Pairs) -> list[PairLogits]:
-        """Logits before the first round and after each."""
+    def forward(self, pairs: Pairs) -> tuple[list[PairLogits], torch.Tensor]:
+        """Logits before the first round and after each; features (E, D) after the last."""
         features = self.first(self._inputs(pairs))
         found = [self._read(0, features, pairs)]
         for number, step in enumerate(self.rounds, start=1):
             features = step(features, found[-1], pairs)
             found.append(self._read(number, features, pairs))
-        return found
+        return found, features
+
+    def places(self, features: torch.Tensor, logits: PairLogits, pairs: Pairs) -> torch.Tensor:
+        """(B, K, 2) where each box expects each joint, 0 to 1 inside the box, found or not.
+
+        Args:
+            features, logits: after the last round.
+            pairs: the network's input.
+        """
+        weight = logits.probabilities(pairs)
+        _, boxes = self.summary(self.last_norm(features), weight, pairs)
+        # From the middle of the box.
+        return self.to_places(boxes).view(-1, self.num_keypoints, 2) + 0.5
 
     def _read(self, number: int, features: torch.Tensor, pairs: Pairs) -> PairLogits:
         return PairLogits(
