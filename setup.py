@@ -97,7 +97,7 @@ if __name__ == "__main__":
         license="Apache-2.0",
         license_files=["LICENSE"],
         packages=find_packages(include=["mpn_d2", "mpn_d2.*"]),
-        package_data={"mpn_d2.data": ["layouts/*"]},
+        package_data={"mpn_d2": ["weights/*"], "mpn_d2.data": ["layouts/*"]},
         python_requires=">=3.11,<3.14",
         install_requires=REQUIREMENTS + opencv_requirement(),
         extras_require=EXTRAS,

@@ -201,6 +201,9 @@ def _add_assembly_keys(cfg: CN) -> None:
     cfg.MODEL.ASSEMBLER = CN()
     # Registered assembler (POSE_ASSEMBLER_REGISTRY).
     cfg.MODEL.ASSEMBLER.NAME = "PoseAssembler"
+    # Its weights before any training or MODEL.WEIGHTS: a path, or the name of a file in
+    # mpn_d2/weights. Empty: none. [ours]
+    cfg.MODEL.ASSEMBLER.WEIGHTS = ""
     # How a box rates candidates: prn | prn_nonresidual | ucr | max | identity | learned [ours].
     # [paper: prn]
     cfg.MODEL.ASSEMBLER.EVIDENCE = "prn"

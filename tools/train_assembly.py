@@ -179,7 +179,8 @@ def main(args: Namespace) -> None:
 def run(name: str, row: Row, folder: Path, results: Path, options: list[str]) -> None:
     """Trains and evaluates a row, and records its figures."""
     print(f"== {name}", flush=True)
-    options = [*row.options, *options, "OUTPUT_DIR", str(folder)]
+    # From scratch, not from the weights that come with the package.
+    options = ["MODEL.ASSEMBLER.WEIGHTS", "", *row.options, *options, "OUTPUT_DIR", str(folder)]
     cfg = load_config(str(CONFIGS / f"{row.config}.yaml"), options)
     cfg.freeze()
     assembler, seconds = trained_assembler(cfg, options)

@@ -10,6 +10,7 @@ from torch import nn
 
 from mpn_d2.engine.checkpoint import PoseCheckpointer, read_weights, some_names
 from mpn_d2.modeling.assembly import build_pose_assembler
+from mpn_d2.modeling.assembly.weights import PREFIX
 
 
 class _Holder(nn.Module):
@@ -25,8 +26,8 @@ def load_assembler(cfg: CfgNode, weights: str | None = None) -> nn.Module:
 
     Args:
         cfg: MODEL.ASSEMBLER and MODEL.PRN.
-        weights: checkpoint of a whole model or of the assembly stage; None: MODEL.WEIGHTS. Not
-            looked at for evidence without weights.
+        weights: checkpoint of a whole model or of the assembly stage; None: MODEL.WEIGHTS, else
+            MODEL.ASSEMBLER.WEIGHTS. Not looked at for evidence without weights.
 
     Raises:
         ValueError: evidence that needs weights and none are named, or a checkpoint of another
@@ -37,6 +38,8 @@ def load_assembler(cfg: CfgNode, weights: str | None = None) -> nn.Module:
     if not has_weights(assembler):
         return assembler
     path = weights or cfg.MODEL.WEIGHTS
+    if not path and cfg.MODEL.ASSEMBLER.WEIGHTS:
+        return assembler
     if not path:
         raise ValueError(
             f"MODEL.ASSEMBLER.EVIDENCE {cfg.MODEL.ASSEMBLER.EVIDENCE} needs weights: give the "
@@ -69,7 +72,7 @@ def save_half(path_in: str, path_out: str) -> None:
     halved = {
         name: _half(value)
         for name, value in read_weights(path_in).items()
-        if name.startswith("assembler.")
+        if name.startswith(PREFIX)
     }
     if not halved:
         raise ValueError(f"checkpoint {path_in} holds no assembler")

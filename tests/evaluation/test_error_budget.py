@@ -203,8 +203,6 @@ def test_softmax_rows_of_a_prn_and_nothing_is_changed(dataset, paper_config):
 class Blind(Evidence):
     """Thinks that later candidates fit better, whatever the box, and has no grid."""
 
-    has_peaks = False
-
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))

@@ -218,3 +218,24 @@ def test_from_config_and_what_it_cannot_do():
     with pytest.raises(ValueError, match=r"MODEL\.ASSEMBLER\.SAMPLES"):
         build_pose_assembler(config(SAMPLES="people"))
     assert build_pose_assembler(config(FALLBACK="argmax", MATCHING="argmax")).needs_peaks
+
+
+def test_weights_of_an_assembler_fill_it_whole_or_are_refused(tmp_path):
+    cfg = config()
+    source = build_pose_assembler(cfg)
+    path = tmp_path / "assembler.pth"
+    halved = {f"assembler.{k}": v.half() for k, v in source.state_dict().items()}
+    torch.save({"model": {**halved, "backbone.weight": torch.ones(2)}}, path)
+    cfg.MODEL.ASSEMBLER.WEIGHTS = str(path)
+    for name, value in build_pose_assembler(cfg).state_dict().items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, source.state_dict()[name], atol=1e-3, rtol=1e-3)
+    cfg.MODEL.ASSEMBLER.LEARNED.ROUNDS = 5
+    with pytest.raises(ValueError, match=r"assembler\.pth does not fit MODEL\.ASSEMBLER"):
+        build_pose_assembler(cfg)
+    path.write_bytes(b"junk")
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        build_pose_assembler(cfg)
+    cfg.MODEL.ASSEMBLER.WEIGHTS = "nothing.pth"
+    with pytest.raises(FileNotFoundError, match=r"mpn_d2/weights/nothing\.pth not found"):
+        build_pose_assembler(cfg)

@@ -132,8 +132,6 @@ def test_evidence_without_a_grid_is_drawn(draw, tool, sample, monkeypatch):
     """The nearer to the middle of the box, the better."""
 
     class Near(Evidence):
-        has_peaks = False
-
         def __init__(self):
             super().__init__()
             self.placeholder = torch.nn.Parameter(torch.zeros(()))

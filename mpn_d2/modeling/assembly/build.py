@@ -13,6 +13,8 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
+from mpn_d2.modeling.assembly.weights import load_assembler_weights
+
 
 class KeyedRegistry(Registry):
     """A Detectron2 registry whose entries are found by a short key, the value in configs."""
@@ -58,9 +60,12 @@ Functions of cfg that return a `Matching`: a `MatchingProblem` to the chosen can
 
 
 def build_pose_assembler(cfg: CfgNode) -> nn.Module:
-    """Builds the assembler named by MODEL.ASSEMBLER.NAME."""
+    """Builds the assembler named by MODEL.ASSEMBLER.NAME, with MODEL.ASSEMBLER.WEIGHTS if any."""
     key = "MODEL.ASSEMBLER.NAME"
-    return POSE_ASSEMBLER_REGISTRY.build(cfg.MODEL.ASSEMBLER.NAME, key, cfg)
+    assembler = POSE_ASSEMBLER_REGISTRY.build(cfg.MODEL.ASSEMBLER.NAME, key, cfg)
+    if cfg.MODEL.ASSEMBLER.WEIGHTS:
+        load_assembler_weights(assembler, cfg.MODEL.ASSEMBLER.WEIGHTS)
+    return assembler
 
 
 def build_grid_input(cfg: CfgNode) -> nn.Module:

@@ -1,0 +1,45 @@
+"""Trained weights of assemblers that come with the package, or lie in a file of their own."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+
+import torch
+from torch import nn
+
+PREFIX = "assembler."
+
+
+def load_assembler_weights(assembler: nn.Module, name: str) -> None:
+    """Fills an assembler; every tensor must be in the file and fit. Half precision becomes single.
+
+    Args:
+        assembler: to be filled, in place.
+        name: path of a checkpoint with keys `assembler.*`, or the bare name of a file in
+            mpn_d2/weights.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no checkpoint, or one of another assembler.
+    """
+    path = name if os.path.basename(name) != name else str(files("mpn_d2") / "weights" / name)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"MODEL.ASSEMBLER.WEIGHTS {name}: {path} not found")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        state = {
+            key.removeprefix(PREFIX): value.float() if value.is_floating_point() else value
+            for key, value in content.items()
+            if key.startswith(PREFIX)
+        }
+    except Exception as error:  # bytes that are no pickle fail in any way
+        raise ValueError(f"MODEL.ASSEMBLER.WEIGHTS {name} is no checkpoint: {error}") from error
+    try:
+        assembler.load_state_dict(state)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise ValueError(
+            f"MODEL.ASSEMBLER.WEIGHTS {name} does not fit MODEL.ASSEMBLER: "
+            f"{' '.join(lines[1:3] or lines[:1]).strip()}"
+        ) from error
