@@ -29,13 +29,14 @@ endif
 RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PY)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo synthetic ablation test lint clean
+.PHONY: help setup demo synthetic ablation assembly test lint clean
 
 help:
 	@echo 'make setup      the environment ($(VENV)): torch, Detectron2, mpn_d2; repeating is quick'
 	@echo 'make demo       train on the bundled photographs, evaluate, draw (output/demo)'
 	@echo 'make synthetic  train on drawn people from scratch, figures and pictures into docs/ (an hour)'
 	@echo 'make ablation   variants of the network on drawn people, one short schedule'
+	@echo 'make assembly   every assembler trained from annotations, figures into docs/ (hours; goes on)'
 	@echo 'make test       all tests, on CPU (ARGS="..." goes to pytest)'
 	@echo 'make lint       ruff: format and rules'
 	@echo 'make clean      remove output, caches and build folders, not the environment'
@@ -72,6 +73,11 @@ synthetic: setup
 
 ablation: setup
 	$(SYNTHETIC) --ablation
+
+# ROWS="Assembler_poses max_poses" trains some of them; they need the annotations of MPN_DATA.
+assembly: setup
+	OMP_NUM_THREADS=$(DEMO_THREADS) DETECTRON2_DATASETS="$(MPN_DATA)" $(RUN) \
+	  tools/train_assembly.py --runs "$(MPN_RUNS)" $(if $(ROWS),--only $(ROWS))
 
 test: setup
 	$(RUN) -m pytest -q -rs $(ARGS)
