@@ -1,0 +1,41 @@
+"""Figures in the docs are those that a command wrote into docs/results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mpn_d2.utils.results import format_figure
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+COLUMNS = ("keypoints/AP", "bbox/AP", "sem_seg/IoU-person")
+MAIN = "drawn-v1"
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of all tables."""
+    lines = (DOCS / page).read_text().splitlines()
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"]
+
+
+def test_tables_of_drawn_people_show_the_results():
+    content = json.loads((DOCS / "results" / "synthetic.json").read_text())
+    shown = {cells[0].strip("`"): cells[1 : 1 + len(COLUMNS)] for cells in rows("synthetic.md")}
+    in_readme = {cells[0].strip("`"): cells[1 : 1 + len(COLUMNS)] for cells in rows("../README.md")}
+    assert in_readme[MAIN] == shown[MAIN]
+    for run in content["runs"]:
+        group = "" if run == MAIN else f"{run}/"
+        name = run.removeprefix("ablation/")
+        figures = [format_figure(content["metrics"][group + key]).strip() for key in COLUMNS]
+        assert shown.get(name) == figures, f"docs/synthetic.md has other figures for {name}"
+
+
+@pytest.mark.parametrize("page", sorted(p.name for p in DOCS.glob("*.md")))
+def test_pictures_and_files_that_pages_name_exist(page):
+    text = (DOCS / page).read_text()
+    for part in text.split("](")[1:]:
+        target = part.split(")")[0].split("#")[0]
+        if target and "://" not in target:
+            assert (DOCS / target).exists(), f"docs/{page} links to {target}"
