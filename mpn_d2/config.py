@@ -218,7 +218,8 @@ def _add_assembly_keys(cfg: CN) -> None:
     # Only boxes with at least this score may claim keypoints. [LM: 0.5]
     cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH = 0.5
     # The score of a pose is the product of: box (its score) | keypoints (their mean score, missing
-    # ones 0) | evidence (mean pair score of those found). [references: keypoints]
+    # ones 0) | evidence (mean pair score of those found) | oks (evidence learned: the share of
+    # COCO's ten OKS thresholds that it expects to pass). [references: keypoints]
     cfg.MODEL.ASSEMBLER.POSE_SCORE = ["keypoints"]
 
     # What the assembly trains on: people (one box each) | images (all boxes together; learned).

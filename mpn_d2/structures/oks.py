@@ -34,7 +34,7 @@ def pairwise_oks(
         raise ValueError(
             f"others have shape {tuple(others.shape)}, expected (B, {poses.shape[1]}, 2 or 3)"
         )
-    similarity = _joint_similarity(poses, others, areas[:, None], sigmas)
+    similarity = joint_similarity(poses[:, None], others[None], areas[:, None], sigmas)
     has = (poses[:, None, :, 2] > 0).to(similarity.dtype)
     return (similarity * has).sum(-1) / has.sum(-1).clamp(min=1.0)
 
@@ -55,7 +55,7 @@ def self_oks(poses: torch.Tensor, areas: torch.Tensor, sigmas: torch.Tensor) -> 
     """
     _check(poses, areas, sigmas, "poses")
     mean_areas = (areas[:, None] + areas) / 2
-    similarity = _joint_similarity(poses, poses, mean_areas, sigmas)
+    similarity = joint_similarity(poses[:, None], poses[None], mean_areas, sigmas)
     has = poses[..., 2] > 0
     both = (has[:, None] & has[None]).to(similarity.dtype)
     count = has.sum(-1)
@@ -133,11 +133,20 @@ def _check(poses: torch.Tensor, areas: torch.Tensor, sigmas: torch.Tensor, name:
         raise ValueError(f"areas have shape {tuple(areas.shape)}, expected ({len(poses)},)")
 
 
-def _joint_similarity(
+def joint_similarity(
     poses: torch.Tensor, others: torch.Tensor, areas: torch.Tensor, sigmas: torch.Tensor
 ) -> torch.Tensor:
-    """(A, K, 3), (B, K, 2+), areas (A, 1) or (A, B) to (A, B, K)."""
-    squared = ((poses[:, None, :, :2] - others[None, :, :, :2]) ** 2).sum(-1)
+    """Each joint's term of the OKS, whether the joint is there or not.
+
+    Args:
+        poses, others: (..., K, 2 or 3) x, y; leading dimensions broadcast.
+        areas: (...) square pixels.
+        sigmas: (K,).
+
+    Returns:
+        (..., K) in [0, 1].
+    """
+    squared = ((poses[..., :2] - others[..., :2]) ** 2).sum(-1)
     variances = (2 * sigmas.to(squared)) ** 2
     # The tiny area keeps a person without area at similarity 1 for equal, 0 for other joints.
     return torch.exp(-squared / (2 * variances * areas.clamp(min=1e-9)[..., None]))

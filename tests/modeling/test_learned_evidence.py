@@ -20,7 +20,7 @@ def assembler(matching=None, rounds=2, **options):
     torch.manual_seed(0)
     network = PairNetwork(num_keypoints=K, width=16, message=8, box_width=16, rounds=rounds)
     return PoseAssembler(
-        evidence=LearnedEvidence(network=network, num_keypoints=K),
+        evidence=LearnedEvidence(network=network, sigmas=[0.05, 0.08, 0.1]),
         matching=matching or HungarianMatching(),
         num_keypoints=K,
         **options,
@@ -239,3 +239,24 @@ def test_weights_of_an_assembler_fill_it_whole_or_are_refused(tmp_path):
     cfg.MODEL.ASSEMBLER.WEIGHTS = "nothing.pth"
     with pytest.raises(FileNotFoundError, match=r"mpn_d2/weights/nothing\.pth not found"):
         build_pose_assembler(cfg)
+
+
+def test_pose_scores_expect_the_quality_of_poses():
+    """Trained on somebody who is there, and a box beside her that owns nothing."""
+    sample = people((50, 60), (90, 60))
+    sample["keypoints"][1] = 0.0
+    model = assembler(pose_score=["oks"]).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model.losses([sample])["loss_assembly_pairs"].backward()
+        optimizer.step()
+    batch = model.eval().collate([given(sample)[0]], [sample["boxes"]])
+    with torch.no_grad():
+        rating = model.evidence.rate(batch)
+    assert (rating.pair_scores[1] > 0).any(), "the idle box may claim something"
+    assert rating.pose_oks[0] > 0.8 and rating.pose_oks[1] < 0.2
+    poses = model.assemble(batch, rating)[0]
+    assert poses.scores[0] == rating.pose_oks[0]
+    for poses in model.inference(*random_batch()):
+        assert ((poses.scores >= 0) & (poses.scores <= 1)).all()

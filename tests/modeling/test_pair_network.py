@@ -13,6 +13,7 @@ from mpn_d2.modeling.assembly.pair_network import (
     Pairs,
     box_features,
     ownership_loss,
+    pose_quality,
     segment_logsumexp,
 )
 
@@ -194,14 +195,46 @@ def test_gradients_reach_everything_and_no_pairs_are_no_error():
     owned = torch.arange(len(pairs.box)) % 3 == 0
     found, features = model(pairs)
     loss = ownership_loss(found, pairs, owned)
-    (loss + model.places(features, found[-1], pairs).square().sum()).backward()
+    (loss + sum(x.square().sum() for x in model.people(features, found[-1], pairs))).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
     assert all(p.grad.abs().sum() > 0 for p in model.rounds.parameters())
     empty = scene(candidates=4, share=0.0)
     found, features = model(empty)
-    assert model.places(features, found[-1], empty).shape == (3, K, 2)
+    places, quality = model.people(features, found[-1], empty)
+    assert places.shape == (3, K, 2) and quality.shape == (3,)
     assert isinstance(found[-1], PairLogits) and found[-1].pairs.shape == (0,)
     loss = ownership_loss(found, empty, torch.zeros(0, dtype=torch.bool))
     loss.backward()
     assert loss.item() == 0
+
+
+def test_pose_quality_is_the_share_of_thresholds_of_the_likeliest_pose():
+    """Against a loop: likeliest candidate of each slot, COCO's formula, ten thresholds."""
+    pairs = scene(3, boxes=4, candidates=12, share=0.5)
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(12, 2, generator=generator) * 20
+    truth = torch.cat([torch.rand(4, K, 2, generator=generator) * 20, torch.ones(4, K, 1)], dim=2)
+    truth[0, 1, 2] = 0.0
+    truth[3, :, 2] = 0.0
+    chance = torch.rand(len(pairs.box), generator=generator)
+    areas, sigmas = torch.tensor([900.0, 400, 2500, 900]), torch.tensor([0.1, 0.2, 0.3])
+    expected = []
+    for box in range(4):
+        similarities = []
+        for kind in range(K):
+            if truth[box, kind, 2] == 0:
+                continue
+            mine = pairs_of(pairs, "slot", box * K + kind)
+            if not mine:
+                similarities.append(0.0)
+                continue
+            best = max(mine, key=lambda e: float(chance[e]))
+            gap = points[int(pairs.candidate[best])] - truth[box, kind, :2]
+            spread = 2 * float(areas[box]) * (2 * float(sigmas[kind])) ** 2
+            similarities.append(math.exp(-float(gap.square().sum()) / spread))
+        oks = sum(similarities) / max(len(similarities), 1)
+        expected.append(sum(oks >= 0.5 + 0.05 * i for i in range(10)) / 10)
+    found = pose_quality(chance, points[pairs.candidate], pairs, truth, areas, sigmas)
+    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert 0 < sum(expected) < 3 and expected[3] == 0

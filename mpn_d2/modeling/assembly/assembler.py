@@ -27,8 +27,8 @@ from mpn_d2.structures.skeleton import get_skeleton
 
 FALLBACKS = ("none", "argmax")
 # Box score (1 without one) | mean score of the keypoints, missing ones 0 | mean pair score of the
-# keypoints that were found.
-POSE_SCORES = ("box", "keypoints", "evidence")
+# keypoints that were found | expected OKS (evidence that knows it).
+POSE_SCORES = ("box", "keypoints", "evidence", "oks")
 
 
 @POSE_ASSEMBLER_REGISTRY.register()
@@ -73,6 +73,11 @@ class PoseAssembler(nn.Module):
             raise ValueError(
                 f"MODEL.ASSEMBLER.POSE_SCORE is {list(pose_score)}: it needs one or more of "
                 f"{', '.join(POSE_SCORES)}"
+            )
+        if "oks" in self.pose_score and not evidence.expects_oks:
+            raise ValueError(
+                f"MODEL.ASSEMBLER.POSE_SCORE is {list(pose_score)}, but this evidence does not "
+                "say how good a pose is: leave oks out, or set MODEL.ASSEMBLER.EVIDENCE to learned"
             )
 
     @classmethod
@@ -185,7 +190,8 @@ class PoseAssembler(nn.Module):
             distances = gaps.norm(dim=-1).flatten(0, 1)
         problem = MatchingProblem(pair_scores.flatten(0, 1), distances)
         chosen = self.matching(problem).view(pair_scores.shape[:3])
-        return self._poses(batch, chosen, pair_scores, peaks)
+        oks = batch.spread(rating.pose_oks[:, None])[:, 0] if "oks" in self.pose_score else None
+        return self._poses(batch, chosen, pair_scores, peaks, oks)
 
     def _poses(
         self,
@@ -193,6 +199,7 @@ class PoseAssembler(nn.Module):
         chosen: torch.Tensor,
         pair_scores: torch.Tensor,
         peaks: torch.Tensor | None,
+        oks: torch.Tensor | None,
     ) -> list[AssembledPoses]:
         """(N, K, P) chosen candidates, -1 for none, and (N, K, P, M) scores to poses per image."""
         found = chosen >= 0
@@ -209,7 +216,7 @@ class PoseAssembler(nn.Module):
                 points = torch.where((~found & at_peak)[..., None], peaks[..., :2], points)
         keypoints = torch.cat([points, scores[..., None]], dim=-1).transpose(1, 2)
         ids = ids.transpose(1, 2)
-        pose_scores = self._pose_scores(batch, chosen, scores, pair_scores)
+        pose_scores = self._pose_scores(batch, chosen, scores, pair_scores, oks)
         return [
             AssembledPoses(keypoints[n, :count], pose_scores[n, :count], ids[n, :count])
             for n, count in enumerate(batch.num_boxes)
@@ -221,6 +228,7 @@ class PoseAssembler(nn.Module):
         chosen: torch.Tensor,
         scores: torch.Tensor,
         pair_scores: torch.Tensor,
+        oks: torch.Tensor | None,
     ) -> torch.Tensor:
         """(N, P) scores of poses from (N, K, P) choices and scores of their candidates."""
         found = chosen >= 0
@@ -229,6 +237,7 @@ class PoseAssembler(nn.Module):
             "box": batch.box_scores if batch.box_scores.shape[1] else 1.0,
             "keypoints": scores.mean(dim=1),
             "evidence": (evidence * found).sum(dim=1) / found.sum(dim=1).clamp(min=1),
+            "oks": oks,
         }
         product = math.prod(factors[name] for name in self.pose_score)
         # Without a keypoint there is no pose.

@@ -22,10 +22,13 @@ class Rating:
         pair_scores: (B, K, M) how well candidate and box fit; 0 where they may not match.
         peaks: (B, K, 3) x, y where the evidence alone would put each joint, frame of the boxes,
             and 1 where it would put it anywhere; None unless asked for.
+        pose_oks: (B,) expected quality of each box's pose, 0 to 1; None where the evidence has no
+            opinion.
     """
 
     pair_scores: torch.Tensor
     peaks: torch.Tensor | None = None
+    pose_oks: torch.Tensor | None = None
 
 
 class Evidence(nn.Module):
@@ -35,11 +38,13 @@ class Evidence(nn.Module):
         loss_name: key of the loss in the training's dict.
         by_image: samples of the training are images with all their people, not single people
             (data/association.py).
+        expects_oks: `rate` says how good each pose will be.
         differentiable: `loss_on_predictions` passes gradients to the maps.
     """
 
     loss_name = "loss_assembly"
     by_image = False
+    expects_oks = False
     differentiable = False
 
     @property

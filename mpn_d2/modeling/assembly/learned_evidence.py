@@ -6,8 +6,11 @@ one type in the fullest image, E pairs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mpn_d2.codecs import person_grid
 from mpn_d2.modeling.assembly.build import EVIDENCE_REGISTRY
@@ -17,6 +20,7 @@ from mpn_d2.modeling.assembly.pair_network import (
     Pairs,
     box_features,
     ownership_loss,
+    pose_quality,
 )
 from mpn_d2.modeling.assembly.people_batch import PeopleBatch, collate_people
 from mpn_d2.structures.outputs import Candidates, HeatmapOutputs
@@ -24,6 +28,10 @@ from mpn_d2.structures.skeleton import get_skeleton
 
 # Of the loss of expected places beside that of ownership.
 _PLACE_WEIGHT = 1.0
+# Of the loss of the expected quality of poses.
+_OKS_WEIGHT = 1.0
+# Area of a person as a share of her box's (design 7.9).
+_AREA_SHARE = 0.53
 # A pair that may match never scores 0, however unlikely it is.
 _LEAST = 1e-6
 
@@ -33,18 +41,22 @@ class LearnedEvidence(Evidence):
 
     Args:
         network: pairs to logits.
-        num_keypoints: K.
+        sigmas: (K,) OKS constants.
         margin: share of its width and height that a box reaches further on each side.
     """
 
     loss_name = "loss_assembly_pairs"
     by_image = True
+    expects_oks = True
 
-    def __init__(self, *, network: PairNetwork, num_keypoints: int, margin: float = 0.6) -> None:
+    def __init__(
+        self, *, network: PairNetwork, sigmas: Sequence[float], margin: float = 0.6
+    ) -> None:
         super().__init__()
         self.pair_network = network
-        self.num_keypoints = num_keypoints
+        self.num_keypoints = len(sigmas)
         self.margin = margin
+        self.register_buffer("sigmas", torch.tensor(sigmas), persistent=False)
 
     def rate(
         self, batch: PeopleBatch, maps: HeatmapOutputs | None = None, *, peaks: bool = False
@@ -57,13 +69,14 @@ class LearnedEvidence(Evidence):
         chance = torch.nan_to_num(chance + _LEAST, nan=0.0)
         scores = chance.new_zeros(len(batch.boxes), *batch.ids.shape[1:])
         scores[place] = chance
+        places, quality = self.pair_network.people(features, found[-1], pairs)
+        oks = torch.nan_to_num(quality.sigmoid(), nan=0.0)
         if not peaks:
-            return Rating(scores)
+            return Rating(scores, pose_oks=oks)
         corner, sides = _corner_and_sides(batch.boxes)
-        places = self.pair_network.places(features, found[-1], pairs)
         points = corner[:, None] + places * sides[:, None]
         some = (scores > 0).flatten(1).any(dim=1)[:, None, None].expand(-1, self.num_keypoints, 1)
-        return Rating(scores, torch.cat([points, some.to(points.dtype)], dim=2))
+        return Rating(scores, torch.cat([points, some.to(points.dtype)], dim=2), oks)
 
     def list_pairs(
         self, batch: PeopleBatch
@@ -104,9 +117,15 @@ class LearnedEvidence(Evidence):
         owner = owners.to(self.device)[batch.image[box], ids]
         found, features = self.pair_network(pairs)
         ownership = ownership_loss(found, pairs, owner == batch.slot[box])
-        places = self.pair_network.places(features, found[-1], pairs)
+        places, quality = self.pair_network.people(features, found[-1], pairs)
         truth = torch.cat([sample["keypoints"].to(self.device) for sample in samples])
-        return ownership + _PLACE_WEIGHT * _place_loss(places, truth, batch.boxes)
+        chance = found[-1].probabilities(pairs).detach()
+        points = batch.points[batch.image[box], kind, column]
+        areas = _AREA_SHARE * _corner_and_sides(batch.boxes)[1].prod(dim=1)
+        wanted = pose_quality(chance, points, pairs, truth, areas, self.sigmas)
+        rating = binary_cross_entropy_with_logits(quality, wanted, reduction="sum") / len(wanted)
+        places_loss = _place_loss(places, truth, batch.boxes)
+        return ownership + _PLACE_WEIGHT * places_loss + _OKS_WEIGHT * rating
 
 
 def _corner_and_sides(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -146,14 +165,14 @@ def build_learned(cfg: CfgNode) -> LearnedEvidence:
             "MODEL.ASSEMBLER.EVIDENCE learned trains on all people of an image together: set "
             "MODEL.ASSEMBLER.SAMPLES to images"
         )
-    num_keypoints = get_skeleton(cfg.MODEL.SKELETON).num_keypoints
+    skeleton = get_skeleton(cfg.MODEL.SKELETON)
     network = PairNetwork(
-        num_keypoints=num_keypoints,
+        num_keypoints=skeleton.num_keypoints,
         width=cfg.MODEL.ASSEMBLER.LEARNED.WIDTH,
         message=cfg.MODEL.ASSEMBLER.LEARNED.MESSAGE,
         box_width=cfg.MODEL.ASSEMBLER.LEARNED.BOX_WIDTH,
         rounds=cfg.MODEL.ASSEMBLER.LEARNED.ROUNDS,
     )
     return LearnedEvidence(
-        network=network, num_keypoints=num_keypoints, margin=cfg.MODEL.ASSEMBLER.LEARNED.MARGIN
+        network=network, sigmas=skeleton.sigmas, margin=cfg.MODEL.ASSEMBLER.LEARNED.MARGIN
     )

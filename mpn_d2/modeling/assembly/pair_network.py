@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mpn_d2.structures.oks import joint_similarity
+
 # Numbers that describe a box, see `box_features`.
 BOX_FEATURES = 5
 # Octaves of sines and cosines of a candidate's place in its box.
@@ -209,7 +211,7 @@ class PairRound(nn.Module):
 
 
 class PairNetwork(nn.Module):
-    """Logits of all pairs, after each round; and where each box expects each joint in the end.
+    """Logits of all pairs, after each round; in the end, what each box makes of its person.
 
     Args:
         num_keypoints: K.
@@ -246,6 +248,7 @@ class PairNetwork(nn.Module):
             num_keypoints=num_keypoints, width=width, message=message, box_width=box_width
         )
         self.to_places = nn.Linear(box_width, 2 * num_keypoints)
+        self.to_oks = _two_layers(box_width, box_width, 1)
         self.no_candidate = nn.Parameter(torch.zeros(rounds + 1, num_keypoints))
         self.no_box = nn.Parameter(torch.zeros(rounds + 1, num_keypoints))
 
@@ -258,17 +261,24 @@ class PairNetwork(nn.Module):
             found.append(self._read(number, features, pairs))
         return found, features
 
-    def places(self, features: torch.Tensor, logits: PairLogits, pairs: Pairs) -> torch.Tensor:
-        """(B, K, 2) where each box expects each joint, 0 to 1 inside the box, found or not.
+    def people(
+        self, features: torch.Tensor, logits: PairLogits, pairs: Pairs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each box makes of its person.
 
         Args:
             features, logits: after the last round.
             pairs: the network's input.
+
+        Returns:
+            (B, K, 2) where it expects each joint, found or not, 0 to 1 inside the box; (B,) logit
+            of how good the pose will be, see `pose_quality`.
         """
         weight = logits.probabilities(pairs)
         _, boxes = self.summary(self.last_norm(features), weight, pairs)
         # From the middle of the box.
-        return self.to_places(boxes).view(-1, self.num_keypoints, 2) + 0.5
+        places = self.to_places(boxes).view(-1, self.num_keypoints, 2) + 0.5
+        return places, self.to_oks(boxes)[:, 0]
 
     def _read(self, number: int, features: torch.Tensor, pairs: Pairs) -> PairLogits:
         return PairLogits(
@@ -316,6 +326,39 @@ def ownership_loss(found: list[PairLogits], pairs: Pairs, owned: torch.Tensor) -
         loss = both - 2.0 * (logits.pairs * target).sum()
         total = total + (1.0 if number == len(found) - 1 else 0.5) * loss
     return total / max(len(pairs.box_features), 1)
+
+
+def pose_quality(
+    chance: torch.Tensor,
+    points: torch.Tensor,
+    pairs: Pairs,
+    truth: torch.Tensor,
+    areas: torch.Tensor,
+    sigmas: torch.Tensor,
+) -> torch.Tensor:
+    """(B,) share of COCO's OKS thresholds that a pose of each slot's likeliest candidate passes.
+
+    The mean of it over people is what AP counts: a pose score that expects it ranks best.
+
+    Args:
+        chance: (E,) probability of each pair.
+        points: (E, 2) its candidate, pixels.
+        pairs: of the network.
+        truth: (B, K, 3) x, y, v of the boxes' people, pixels; without a joint with v > 0: 0.
+        areas: (B,) of them, square pixels.
+        sigmas: (K,) of the skeleton.
+    """
+    count = truth.shape[0] * truth.shape[1]
+    best = chance.new_zeros(count).scatter_reduce(0, pairs.slot, chance, "amax")
+    chosen = (chance >= best[pairs.slot]).to(chance.dtype)
+    where = segment_sum(points * chosen[:, None], pairs.slot, count)
+    some = segment_sum(chosen, pairs.slot, count)
+    poses = (where / some.clamp(min=1.0)[:, None]).view(*truth.shape[:2], 2)
+    similarity = joint_similarity(truth, poses, areas, sigmas) * (some > 0).view(truth.shape[:2])
+    labelled = truth[..., 2] > 0
+    oks = (similarity * labelled).sum(dim=1) / labelled.sum(dim=1).clamp(min=1)
+    thresholds = torch.arange(10, device=oks.device) * 0.05 + 0.5
+    return (oks[:, None] >= thresholds).to(oks.dtype).mean(dim=1)
 
 
 def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
