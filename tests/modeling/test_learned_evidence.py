@@ -196,7 +196,7 @@ def test_empty_and_broken_input():
     )
     assert model.inference([broken], [box])[0].candidate_ids.tolist() == [[-1, 1, -1]]
     with torch.no_grad():
-        model.evidence.pair_network.first[0].weight.fill_(float("nan"))
+        model.evidence.pair_network.conclude.weight.fill_(float("nan"))
     assert (model.inference([some], [box])[0].candidate_ids == -1).all()
     zero = assembler().train().losses([])["loss_assembly_pairs"]
     zero.backward()

@@ -7,15 +7,8 @@ import math
 import pytest
 import torch
 
-from mpn_d2.modeling.assembly.pair_network import (
-    PairLogits,
-    PairNetwork,
-    Pairs,
-    box_features,
-    ownership_loss,
-    pose_quality,
-    segment_logsumexp,
-)
+from mpn_d2.modeling.assembly.pair_losses import ownership_loss, pose_quality
+from mpn_d2.modeling.assembly.pair_network import PairLogits, PairNetwork, Pairs, box_features
 
 K = 3
 
@@ -95,25 +88,55 @@ def slow_round(step, features, logits, pairs):
         )
         offset = pairs.place[e] - expected[slot][:2]
         shares = torch.stack([of_slot[e], of_candidate[e], torch.tensor(weight[e])])
-        news = [normed[e], sums[slot], wanted, expected[slot], offset, offset**2, shares]
-        result.append(features[e] + step.update(torch.cat(news)))
+        heard = step.hear_self(torch.cat([normed[e], offset, offset**2, shares]))
+        heard = heard + step.hear_slot(torch.cat([sums[slot], expected[slot]]))
+        result.append(features[e] + step.conclude((heard + step.hear_candidate(wanted)).relu()))
     return torch.stack(result)
 
 
 @torch.no_grad()
 def test_equals_slow_rounds():
     model, pairs = network(), scene()
-    found, _ = model(pairs)
-    assert len(found) == 3
-    features = model.first(model._inputs(pairs))
-    for number, step in enumerate(model.rounds):
-        features = slow_round(step, features, found[number], pairs)
-        wanted = torch.stack([model.readers[number + 1](row)[0] for row in features])
-        torch.testing.assert_close(found[number + 1].pairs, wanted, atol=1e-5, rtol=1e-5)
+    found = model(pairs)
+    assert len(found.rounds) == 2
+    features, logits = [], found.first
+    for e, row in enumerate(model._inputs(pairs)):
+        seen = model.see_pair(row) + model.see_box(pairs.box_features[pairs.box[e]])
+        features.append(model.conclude((seen + model.kind.weight[pairs.kind[e]]).relu()))
+    features = torch.stack(features)
+    for number, step in enumerate(model.rounds, start=1):
+        wanted = torch.stack([model.readers[number - 1](row)[0] for row in features])
+        torch.testing.assert_close(logits.pairs, wanted, atol=1e-5, rtol=1e-5)
+        features = slow_round(step, features, logits, pairs)
+        logits = found.rounds[number - 1]
+    torch.testing.assert_close(found.features, features, atol=1e-5, rtol=1e-5)
+    assert found.last is logits
 
 
 @torch.no_grad()
-def test_inputs_tell_place_score_box_and_how_many_compete():
+def test_unlikely_pairs_are_dropped_and_come_last():
+    """The rest goes on exactly as if the dropped pairs were not there."""
+    pairs = scene()
+    first = network().forward(pairs).first.probabilities(pairs)
+    least = float(first.sort().values[4:6].mean())
+    model = network(least=least)
+    found = model(pairs)
+    assert found.kept.tolist() == (first >= least).nonzero()[:, 0].tolist()
+    assert 0 < len(found.kept) < len(first)
+    features = model._first_features(pairs)[found.kept]
+    logits = PairLogits(found.first.pairs[found.kept], found.first.no_candidate, found.first.no_box)
+    for number, step in enumerate(model.rounds, start=1):
+        features = slow_round(step, features, logits, found.pairs)
+        logits = model._read(number, features, found.pairs)
+    torch.testing.assert_close(found.last.pairs, logits.pairs, atol=1e-5, rtol=1e-5)
+    chances = found.probabilities(pairs)
+    assert chances[found.kept].tolist() == found.last.probabilities(found.pairs).tolist()
+    dropped = sorted(set(range(len(first))) - set(found.kept.tolist()))
+    torch.testing.assert_close(chances[dropped], 0.01 * first[dropped])
+
+
+@torch.no_grad()
+def test_inputs_tell_place_score_and_how_many_compete():
     model, pairs = network(), scene()
     inputs = model._inputs(pairs)
     for e in (0, len(pairs.box) - 1):
@@ -122,58 +145,47 @@ def test_inputs_tell_place_score_box_and_how_many_compete():
         row = [x, y]
         for wave in (math.sin, math.cos):
             row += [wave(v * scale) for v in (x, y) for scale in waves]
-        row += pairs.box_features[pairs.box[e]].tolist()
         rivals = len(pairs_of(pairs, "candidate", int(pairs.candidate[e])))
         choices = len(pairs_of(pairs, "slot", int(pairs.slot[e])))
         row += [pairs.score[e].item(), math.log(rivals), math.log(choices)]
-        row += model.kind.weight[pairs.kind[e]].tolist()
         assert inputs[e].tolist() == pytest.approx(row, abs=1e-5)
 
 
 @torch.no_grad()
 def test_probabilities_are_shares_of_slot_and_candidate():
     model, pairs = network(), scene(2)
-    logits = model(pairs)[0][-1]
+    logits = model(pairs).last
     of_slot, of_candidate = slow_shares(logits, pairs)
     wanted = [math.sqrt(a * b) for a, b in zip(of_slot, of_candidate)]
     assert logits.probabilities(pairs).tolist() == pytest.approx(wanted, rel=1e-4)
 
 
-def test_logsumexp_of_segments_is_stable_and_has_gradients():
-    logits = torch.tensor([900.0, 901.0, -900.0], requires_grad=True)
-    default = torch.tensor([0.0, -902.0, 3.0], requires_grad=True)
-    found = segment_logsumexp(logits, torch.tensor([0, 0, 1]), default)
-    wanted = [901 + math.log1p(math.exp(-1)), -900 + math.log1p(math.exp(-2)), 3.0]
-    assert found.tolist() == pytest.approx(wanted, rel=1e-6)
-    found.sum().backward()
-    share = 1 / (1 + math.exp(-1))
-    assert logits.grad.tolist() == pytest.approx(
-        [1 - share, share, 1 / (1 + math.exp(-2))], rel=1e-3
-    )
-    assert default.grad.tolist()[2] == pytest.approx(1.0)
+@torch.no_grad()
+def test_logits_are_bounded():
+    model, pairs = network(), scene()
+    model.readers[-1][-1].bias.fill_(1e4)
+    chances = model(pairs).probabilities(pairs)
+    assert torch.isfinite(chances).all() and chances.max() <= 1
 
 
 @torch.no_grad()
 def test_loss_is_the_cross_entropy_of_slots_and_candidates():
     model, pairs = network(), scene(3)
-    found, _ = model(pairs)
+    logits = model(pairs).last
     # One owner a candidate at most, one candidate a slot at most.
     owned = torch.zeros(len(pairs.box), dtype=torch.bool)
     for e in range(0, len(owned), 2):
         same = (pairs.slot == pairs.slot[e]) | (pairs.candidate == pairs.candidate[e])
         owned[e] = not owned[same].any()
+    of_slot, of_candidate = slow_shares(logits, pairs)
     total = 0.0
-    for number, logits in enumerate(found):
-        of_slot, of_candidate = slow_shares(logits, pairs)
-        value = 0.0
-        for shares, key in ((of_slot, "slot"), (of_candidate, "candidate")):
-            for segment in sorted(set(getattr(pairs, key).tolist())):
-                members = pairs_of(pairs, key, segment)
-                right = [e for e in members if owned[e]]
-                rest = 1 - sum(float(shares[e]) for e in members)
-                value -= math.log(float(shares[right[0]]) if right else rest)
-        total += value * (1.0 if number == len(found) - 1 else 0.5)
-    assert ownership_loss(found, pairs, owned).item() == pytest.approx(total / 3, rel=1e-4)
+    for shares, key in ((of_slot, "slot"), (of_candidate, "candidate")):
+        for segment in sorted(set(getattr(pairs, key).tolist())):
+            members = pairs_of(pairs, key, segment)
+            right = [e for e in members if owned[e]]
+            rest = 1 - sum(float(shares[e]) for e in members)
+            total -= math.log(float(shares[right[0]]) if right else rest)
+    assert ownership_loss(logits, pairs, owned).item() == pytest.approx(total / 3, rel=1e-4)
 
 
 def test_features_of_boxes():
@@ -193,18 +205,19 @@ def test_features_of_boxes():
 def test_gradients_reach_everything_and_no_pairs_are_no_error():
     model, pairs = network().train(), scene(1)
     owned = torch.arange(len(pairs.box)) % 3 == 0
-    found, features = model(pairs)
-    loss = ownership_loss(found, pairs, owned)
-    (loss + sum(x.square().sum() for x in model.people(features, found[-1], pairs))).backward()
+    found = model(pairs)
+    loss = ownership_loss(found.first, pairs, owned)
+    loss = loss + sum(ownership_loss(logits, pairs, owned) for logits in found.rounds)
+    (loss + sum(x.square().sum() for x in model.people(found))).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
     assert all(p.grad.abs().sum() > 0 for p in model.rounds.parameters())
     empty = scene(candidates=4, share=0.0)
-    found, features = model(empty)
-    places, quality = model.people(features, found[-1], empty)
+    found = model(empty)
+    places, quality = model.people(found)
     assert places.shape == (3, K, 2) and quality.shape == (3,)
-    assert isinstance(found[-1], PairLogits) and found[-1].pairs.shape == (0,)
-    loss = ownership_loss(found, empty, torch.zeros(0, dtype=torch.bool))
+    assert found.probabilities(empty).shape == found.last.pairs.shape == (0,)
+    loss = ownership_loss(found.last, empty, torch.zeros(0, dtype=torch.bool))
     loss.backward()
     assert loss.item() == 0
 

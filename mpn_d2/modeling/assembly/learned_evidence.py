@@ -15,13 +15,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from mpn_d2.codecs import person_grid
 from mpn_d2.modeling.assembly.build import EVIDENCE_REGISTRY
 from mpn_d2.modeling.assembly.evidence import Evidence, Rating
-from mpn_d2.modeling.assembly.pair_network import (
-    PairNetwork,
-    Pairs,
-    box_features,
-    ownership_loss,
-    pose_quality,
-)
+from mpn_d2.modeling.assembly.pair_losses import ownership_loss, pose_quality
+from mpn_d2.modeling.assembly.pair_network import PairFindings, PairNetwork, Pairs, box_features
 from mpn_d2.modeling.assembly.people_batch import PeopleBatch, collate_people
 from mpn_d2.structures.outputs import Candidates, HeatmapOutputs
 from mpn_d2.structures.skeleton import get_skeleton
@@ -63,13 +58,13 @@ class LearnedEvidence(Evidence):
     ) -> Rating:
         """See the base; peaks are of boxes that have any candidate."""
         pairs, place = self.list_pairs(batch)
-        found, features = self.pair_network(pairs)
-        chance = found[-1].probabilities(pairs)
+        found = self.pair_network(pairs)
+        chance = found.probabilities(pairs)
         # `nan_to_num`: broken coordinates or weights mean "may not match".
         chance = torch.nan_to_num(chance + _LEAST, nan=0.0)
         scores = chance.new_zeros(len(batch.boxes), *batch.ids.shape[1:])
         scores[place] = chance
-        places, quality = self.pair_network.people(features, found[-1], pairs)
+        places, quality = self.pair_network.people(found)
         oks = torch.nan_to_num(quality.sigmoid(), nan=0.0)
         if not peaks:
             return Rating(scores, pose_oks=oks)
@@ -115,17 +110,28 @@ class LearnedEvidence(Evidence):
         owners = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
         ids = batch.ids[batch.image[box], kind, column]
         owner = owners.to(self.device)[batch.image[box], ids]
-        found, features = self.pair_network(pairs)
-        ownership = ownership_loss(found, pairs, owner == batch.slot[box])
-        places, quality = self.pair_network.people(features, found[-1], pairs)
+        owned = owner == batch.slot[box]
+        found = self.pair_network(pairs)
+        places, quality = self.pair_network.people(found)
         truth = torch.cat([sample["keypoints"].to(self.device) for sample in samples])
-        chance = found[-1].probabilities(pairs).detach()
         points = batch.points[batch.image[box], kind, column]
         areas = _AREA_SHARE * _corner_and_sides(batch.boxes)[1].prod(dim=1)
+        chance = found.probabilities(pairs).detach()
         wanted = pose_quality(chance, points, pairs, truth, areas, self.sigmas)
         rating = binary_cross_entropy_with_logits(quality, wanted, reduction="sum") / len(wanted)
-        places_loss = _place_loss(places, truth, batch.boxes)
-        return ownership + _PLACE_WEIGHT * places_loss + _OKS_WEIGHT * rating
+        return (
+            _all_rounds_loss(found, pairs, owned)
+            + _PLACE_WEIGHT * _place_loss(places, truth, batch.boxes)
+            + _OKS_WEIGHT * rating
+        )
+
+
+def _all_rounds_loss(found: PairFindings, pairs: Pairs, owned: torch.Tensor) -> torch.Tensor:
+    """Ownership loss of the last round, and half of it of all before."""
+    losses = [ownership_loss(found.first, pairs, owned)]
+    kept = owned[found.kept]
+    losses += [ownership_loss(logits, found.pairs, kept) for logits in found.rounds]
+    return (sum(losses) + losses[-1]) / 2
 
 
 def _corner_and_sides(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,6 +178,7 @@ def build_learned(cfg: CfgNode) -> LearnedEvidence:
         message=cfg.MODEL.ASSEMBLER.LEARNED.MESSAGE,
         box_width=cfg.MODEL.ASSEMBLER.LEARNED.BOX_WIDTH,
         rounds=cfg.MODEL.ASSEMBLER.LEARNED.ROUNDS,
+        least=cfg.MODEL.ASSEMBLER.LEARNED.LEAST,
     )
     return LearnedEvidence(
         network=network, sigmas=skeleton.sigmas, margin=cfg.MODEL.ASSEMBLER.LEARNED.MARGIN

@@ -5,6 +5,9 @@ per box and keypoint type) and candidates. A few rounds of messages let a pair k
 already got (where the other joints of that person seem to lie, left and right told apart) and who
 else wants its candidate. The network sees geometry, types and scores alone, never the image.
 
+Layers that would read gathered rows of boxes or candidates beside those of pairs run before the
+gathering: the same sum, for far fewer rows.
+
 Letters: E pairs, B boxes, K keypoint types, S = B * K slots, C candidates, D features of a pair.
 """
 
@@ -16,14 +19,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from mpn_d2.structures.oks import joint_similarity
-
 # Numbers that describe a box, see `box_features`.
 BOX_FEATURES = 5
 # Octaves of sines and cosines of a candidate's place in its box.
 _OCTAVES = 4
 # Added to a slot's share of presence, so that an empty slot's place is 0.
 _EMPTY = 0.1
+# Logits stay within these bounds: exponentials of them can be summed as they are.
+_LARGEST_LOGIT = 30.0
+# What a pair that was dropped early keeps of its first probability.
+_DROPPED = 0.01
 
 
 @dataclass
@@ -56,6 +61,19 @@ class Pairs:
         """C."""
         return len(self.candidate_kind)
 
+    def select(self, kept: torch.Tensor) -> Pairs:
+        """Some of the pairs, by index; boxes and candidates stay."""
+        return Pairs(
+            box=self.box[kept],
+            slot=self.slot[kept],
+            candidate=self.candidate[kept],
+            kind=self.kind[kept],
+            place=self.place[kept],
+            score=self.score[kept],
+            box_features=self.box_features,
+            candidate_kind=self.candidate_kind,
+        )
+
 
 @dataclass
 class PairLogits:
@@ -73,11 +91,10 @@ class PairLogits:
 
     def shares(self, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
         """(E,) probability of a pair among its slot's, and among its candidate's, pairs."""
-        of_slot = (
-            self.pairs - segment_logsumexp(self.pairs, pairs.slot, self.no_candidate)[pairs.slot]
-        )
-        total = segment_logsumexp(self.pairs, pairs.candidate, self.no_box)
-        return of_slot.exp(), (self.pairs - total[pairs.candidate]).exp()
+        powers = self.pairs.exp()
+        of_slot = segment_exp_sum(self.pairs, pairs.slot, self.no_candidate, powers)
+        of_candidate = segment_exp_sum(self.pairs, pairs.candidate, self.no_box, powers)
+        return powers / of_slot[pairs.slot], powers / of_candidate[pairs.candidate]
 
     def probabilities(self, pairs: Pairs) -> torch.Tensor:
         """(E,) geometric mean of both shares: 1 where slot and candidate want nobody else."""
@@ -85,18 +102,48 @@ class PairLogits:
         return (of_slot * of_candidate).sqrt()
 
 
+@dataclass
+class PairFindings:
+    """What the network says of a batch.
+
+    Attributes:
+        first: of all E pairs, before they hear of each other.
+        kept: (F,) int64 index of those that take part in the rounds.
+        pairs: these.
+        rounds: after each round, of the kept pairs.
+        features: (F, D) after the last round.
+    """
+
+    first: PairLogits
+    kept: torch.Tensor
+    pairs: Pairs
+    rounds: list[PairLogits]
+    features: torch.Tensor
+
+    @property
+    def last(self) -> PairLogits:
+        """The final word on the kept pairs."""
+        return self.rounds[-1] if self.rounds else self.first
+
+    def probabilities(self, pairs: Pairs) -> torch.Tensor:
+        """(E,) of all pairs; pairs that were dropped come after all that were not by far."""
+        dropped = _DROPPED * self.first.probabilities(pairs)
+        return dropped.index_copy(0, self.kept, self.last.probabilities(self.pairs))
+
+
 def segment_sum(values: torch.Tensor, index: torch.Tensor, count: int) -> torch.Tensor:
     """(E, ...) values summed by index into (count, ...)."""
     return values.new_zeros((count, *values.shape[1:])).index_add(0, index, values)
 
 
-def segment_logsumexp(
-    logits: torch.Tensor, index: torch.Tensor, default: torch.Tensor
+def segment_exp_sum(
+    logits: torch.Tensor,
+    index: torch.Tensor,
+    default: torch.Tensor,
+    powers: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(count,) logsumexp of the (E,) logits of each index and the index's own default."""
-    top = default.detach().scatter_reduce(0, index, logits.detach(), "amax")
-    total = (default - top).exp().index_add(0, index, (logits - top[index]).exp())
-    return total.log() + top
+    """(count,) sum of the exponentials of the (E,) bounded logits of each index and its default."""
+    return default.exp().index_add(0, index, logits.exp() if powers is None else powers)
 
 
 def box_features(boxes: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -186,7 +233,10 @@ class PairRound(nn.Module):
         )
         self.from_box = nn.Linear(box_width, num_keypoints * message)
         self.to_candidate = nn.Linear(width, message)
-        self.update = _two_layers(width + 3 * message + 7, 2 * width, width)
+        self.hear_slot = nn.Linear(2 * message, 2 * width)
+        self.hear_candidate = nn.Linear(message, 2 * width, bias=False)
+        self.hear_self = nn.Linear(width + 7, 2 * width, bias=False)
+        self.conclude = nn.Linear(2 * width, width)
 
     def forward(self, features: torch.Tensor, logits: PairLogits, pairs: Pairs) -> torch.Tensor:
         """(E, D) features of the pairs to the next ones."""
@@ -194,30 +244,28 @@ class PairRound(nn.Module):
         weight = (of_slot * of_candidate).sqrt()
         normed = self.norm(features)
         slots, boxes = self.summary(normed, weight, pairs)
-        expected = self.from_box(boxes).view(len(slots), self.message)[pairs.slot]
-        offset = pairs.place - expected[:, :2]
+        expected = self.from_box(boxes).view(len(slots), self.message)
         told = self.to_candidate(normed) * of_candidate[:, None]
-        wanted = segment_sum(told, pairs.candidate, pairs.num_candidates)[pairs.candidate]
-        news = [
-            normed,
-            slots[pairs.slot],
-            wanted,
-            expected,
-            offset,
-            offset.square(),
-            torch.stack([of_slot, of_candidate, weight], dim=1),
-        ]
-        return features + self.update(torch.cat(news, dim=1))
+        wanted = segment_sum(told, pairs.candidate, pairs.num_candidates)
+        offset = pairs.place - expected[:, :2][pairs.slot]
+        shares = torch.stack([of_slot, of_candidate, weight], dim=1)
+        heard = self.hear_self(torch.cat([normed, offset, offset.square(), shares], dim=1))
+        heard = heard + self.hear_slot(torch.cat([slots, expected], dim=1))[pairs.slot]
+        heard = heard + self.hear_candidate(wanted)[pairs.candidate]
+        return features + self.conclude(heard.relu())
 
 
 class PairNetwork(nn.Module):
-    """Logits of all pairs, after each round; in the end, what each box makes of its person.
+    """Logits of all pairs, at first and after each round; in the end, what each box makes of its
+    person.
 
     Args:
         num_keypoints: K.
         width: D.
         message, box_width: see `PairRound`.
         rounds: exchanges of messages; 0 rates each pair alone (a learned prior).
+        least: pairs with a smaller first probability take no part in the rounds. In a crowd most
+            pairs are such.
     """
 
     def __init__(
@@ -228,12 +276,15 @@ class PairNetwork(nn.Module):
         message: int = 24,
         box_width: int = 128,
         rounds: int = 4,
+        least: float = 0.0,
     ) -> None:
         super().__init__()
         self.num_keypoints = num_keypoints
-        self.kind = nn.Embedding(num_keypoints, width)
-        inputs = 2 + 4 * _OCTAVES + BOX_FEATURES + 3 + width
-        self.first = _two_layers(inputs, 2 * width, width)
+        self.least = least
+        self.kind = nn.Embedding(num_keypoints, 2 * width)
+        self.see_box = nn.Linear(BOX_FEATURES, 2 * width)
+        self.see_pair = nn.Linear(2 + 4 * _OCTAVES + 3, 2 * width, bias=False)
+        self.conclude = nn.Linear(2 * width, width)
         self.rounds = nn.ModuleList(
             PairRound(
                 num_keypoints=num_keypoints, width=width, message=message, box_width=box_width
@@ -252,113 +303,59 @@ class PairNetwork(nn.Module):
         self.no_candidate = nn.Parameter(torch.zeros(rounds + 1, num_keypoints))
         self.no_box = nn.Parameter(torch.zeros(rounds + 1, num_keypoints))
 
-    def forward(self, pairs: Pairs) -> tuple[list[PairLogits], torch.Tensor]:
-        """Logits before the first round and after each; features (E, D) after the last."""
-        features = self.first(self._inputs(pairs))
-        found = [self._read(0, features, pairs)]
+    def forward(self, pairs: Pairs) -> PairFindings:
+        """Rates all pairs."""
+        features = self._first_features(pairs)
+        first = self._read(0, features, pairs)
+        kept = torch.arange(len(features), device=features.device)
+        if len(self.rounds) and self.least > 0:
+            # "not <": broken numbers go on and are seen in the end.
+            kept = (~(first.probabilities(pairs) < self.least)).nonzero()[:, 0]
+        some, features = pairs.select(kept), features[kept]
+        found = PairLogits(first.pairs[kept], first.no_candidate, first.no_box)
+        rounds = []
         for number, step in enumerate(self.rounds, start=1):
-            features = step(features, found[-1], pairs)
-            found.append(self._read(number, features, pairs))
-        return found, features
+            features = step(features, found, some)
+            found = self._read(number, features, some)
+            rounds.append(found)
+        return PairFindings(first, kept, some, rounds, features)
 
-    def people(
-        self, features: torch.Tensor, logits: PairLogits, pairs: Pairs
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def people(self, found: PairFindings) -> tuple[torch.Tensor, torch.Tensor]:
         """What each box makes of its person.
-
-        Args:
-            features, logits: after the last round.
-            pairs: the network's input.
 
         Returns:
             (B, K, 2) where it expects each joint, found or not, 0 to 1 inside the box; (B,) logit
-            of how good the pose will be, see `pose_quality`.
+            of how good the pose will be, see `pair_losses.pose_quality`.
         """
-        weight = logits.probabilities(pairs)
-        _, boxes = self.summary(self.last_norm(features), weight, pairs)
+        weight = found.last.probabilities(found.pairs)
+        _, boxes = self.summary(self.last_norm(found.features), weight, found.pairs)
         # From the middle of the box.
         places = self.to_places(boxes).view(-1, self.num_keypoints, 2) + 0.5
         return places, self.to_oks(boxes)[:, 0]
 
     def _read(self, number: int, features: torch.Tensor, pairs: Pairs) -> PairLogits:
+        limit = _LARGEST_LOGIT
         return PairLogits(
-            pairs=self.readers[number](features)[:, 0],
+            pairs=self.readers[number](features)[:, 0].float().clamp(-limit, limit),
             no_candidate=self.no_candidate[number].repeat(len(pairs.box_features)),
             no_box=self.no_box[number][pairs.candidate_kind],
         )
 
+    def _first_features(self, pairs: Pairs) -> torch.Tensor:
+        """(E, D) what a pair knows before anybody told it anything."""
+        slots = self.see_box(pairs.box_features)[:, None] + self.kind.weight
+        seen = self.see_pair(self._inputs(pairs)) + slots.flatten(0, 1)[pairs.slot]
+        return self.conclude(seen.relu())
+
     def _inputs(self, pairs: Pairs) -> torch.Tensor:
-        """(E, inputs) what a pair knows before anybody told it anything."""
+        """(E, inputs) a pair's place, score, and how many compete with it."""
         one = torch.ones_like(pairs.score)
         rivals = segment_sum(one, pairs.candidate, pairs.num_candidates)[pairs.candidate]
         choices = segment_sum(one, pairs.slot, len(pairs.box_features) * self.num_keypoints)
         scales = math.pi * 2.0 ** (torch.arange(_OCTAVES, device=one.device) - 1)
         waves = (pairs.place[:, :, None] * scales).flatten(1)
-        parts = [pairs.place, waves.sin(), waves.cos(), pairs.box_features[pairs.box]]
         counts = [pairs.score, rivals.log(), choices[pairs.slot].log()]
-        return torch.cat([*parts, torch.stack(counts, dim=1), self.kind(pairs.kind)], dim=1)
-
-
-def ownership_loss(found: list[PairLogits], pairs: Pairs, owned: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of slots over their candidates and of candidates over their boxes.
-
-    The last round counts once, earlier ones half; per box.
-
-    Args:
-        found: of the network.
-        pairs: its input.
-        owned: (E,) bool, the candidate is a joint of the box's person.
-    """
-    num_slots, num_candidates = len(found[0].no_candidate), pairs.num_candidates
-    target = owned.to(pairs.place.dtype)
-    slot_has = segment_sum(target, pairs.slot, num_slots) > 0
-    candidate_has = segment_sum(target, pairs.candidate, num_candidates) > 0
-    ones = torch.ones_like(target)
-    slot_counts = segment_sum(ones, pairs.slot, num_slots) > 0
-    candidate_counts = segment_sum(ones, pairs.candidate, num_candidates) > 0
-    total = 0.0
-    for number, logits in enumerate(found):
-        slots = segment_logsumexp(logits.pairs, pairs.slot, logits.no_candidate)
-        slots = slots - torch.where(slot_has, 0.0, logits.no_candidate)
-        candidates = segment_logsumexp(logits.pairs, pairs.candidate, logits.no_box)
-        candidates = candidates - torch.where(candidate_has, 0.0, logits.no_box)
-        both = slots[slot_counts].sum() + candidates[candidate_counts].sum()
-        loss = both - 2.0 * (logits.pairs * target).sum()
-        total = total + (1.0 if number == len(found) - 1 else 0.5) * loss
-    return total / max(len(pairs.box_features), 1)
-
-
-def pose_quality(
-    chance: torch.Tensor,
-    points: torch.Tensor,
-    pairs: Pairs,
-    truth: torch.Tensor,
-    areas: torch.Tensor,
-    sigmas: torch.Tensor,
-) -> torch.Tensor:
-    """(B,) share of COCO's OKS thresholds that a pose of each slot's likeliest candidate passes.
-
-    The mean of it over people is what AP counts: a pose score that expects it ranks best.
-
-    Args:
-        chance: (E,) probability of each pair.
-        points: (E, 2) its candidate, pixels.
-        pairs: of the network.
-        truth: (B, K, 3) x, y, v of the boxes' people, pixels; without a joint with v > 0: 0.
-        areas: (B,) of them, square pixels.
-        sigmas: (K,) of the skeleton.
-    """
-    count = truth.shape[0] * truth.shape[1]
-    best = chance.new_zeros(count).scatter_reduce(0, pairs.slot, chance, "amax")
-    chosen = (chance >= best[pairs.slot]).to(chance.dtype)
-    where = segment_sum(points * chosen[:, None], pairs.slot, count)
-    some = segment_sum(chosen, pairs.slot, count)
-    poses = (where / some.clamp(min=1.0)[:, None]).view(*truth.shape[:2], 2)
-    similarity = joint_similarity(truth, poses, areas, sigmas) * (some > 0).view(truth.shape[:2])
-    labelled = truth[..., 2] > 0
-    oks = (similarity * labelled).sum(dim=1) / labelled.sum(dim=1).clamp(min=1)
-    thresholds = torch.arange(10, device=oks.device) * 0.05 + 0.5
-    return (oks[:, None] >= thresholds).to(oks.dtype).mean(dim=1)
+        return torch.cat([pairs.place, waves.sin(), waves.cos(), torch.stack(counts, 1)], dim=1)
 
 
 def _two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
