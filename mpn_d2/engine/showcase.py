@@ -73,7 +73,11 @@ def goes_on(cfg: CfgNode) -> bool:
     saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
     if not saved.is_file():
         return False
-    if _trains(yaml.safe_load(saved.read_text())) == _trains(yaml.safe_load(cfg.dump())):
+    try:
+        before = yaml.safe_load(saved.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError):
+        before = None
+    if _trains(before) == _trains(yaml.safe_load(cfg.dump())):
         return True
     print(f"{cfg.OUTPUT_DIR} holds a run of another config: starting anew.")
     for stage in cfg.STAGES.ORDER:
@@ -83,8 +87,10 @@ def goes_on(cfg: CfgNode) -> bool:
     return False
 
 
-def _trains(config: dict) -> dict:
-    """A config without TEST_KEYS."""
+def _trains(config: object) -> object:
+    """A config without TEST_KEYS; what is no config (a broken file) stays as it is."""
+    if not isinstance(config, dict):
+        return config
     for *nodes, key in TEST_KEYS:
         node = config
         for name in nodes:
