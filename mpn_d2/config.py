@@ -232,7 +232,7 @@ def _add_assembly_keys(cfg: CN) -> None:
     # Features of a box. [ours]
     cfg.MODEL.ASSEMBLER.LEARNED.BOX_WIDTH = 128
     # Rounds of messages; 0 rates each pair alone. [ours]
-    cfg.MODEL.ASSEMBLER.LEARNED.ROUNDS = 4
+    cfg.MODEL.ASSEMBLER.LEARNED.ROUNDS = 3
     # Pairs that are less probable than that at first take no part in the rounds. [ours]
     cfg.MODEL.ASSEMBLER.LEARNED.LEAST = 0.01
     # A box reaches this share of its width and height further on each side. [ours]

@@ -24,7 +24,9 @@ Part `assembly`, in float32, with the annotations of the assembly stage:
   clock; assembly/people_per_cpu_second: by processor time; the best of --passes;
 - assembly/seconds/<evidence>/<people>: one image of 20 or 100 people to poses, median of --repeats.
   Boxes lie as in the fullest images, every box holds all joints. <evidence>: prn and ucr as
-  published, and the config's own. Weights are random, unless they come with the package.
+  published, and the config's own. Weights are random, unless they come with the package;
+- assembly/seconds/prn_products/20: the two matrix products of the published PRN for 20 people by
+  themselves, a measure of the machine.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import math
 import multiprocessing
 import resource
 import statistics
@@ -58,6 +61,7 @@ from mpn_d2.engine.stages import stage_config
 from mpn_d2.engine.trainer import PoseTrainer
 from mpn_d2.modeling.assembly import build_pose_assembler
 from mpn_d2.structures.outputs import Candidates
+from mpn_d2.structures.skeleton import get_skeleton
 from mpn_d2.utils.results import write_results
 
 
@@ -129,6 +133,7 @@ def measure_assembly(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]
             figures[f"assembly/seconds/{kind}/{count}"] = statistics.median(
                 _seconds(settings, work, args.repeats)
             )
+    figures[f"assembly/seconds/prn_products/{CROWDS[0]}"] = _prn_products(own, args.repeats)
     return figures
 
 
@@ -147,13 +152,30 @@ def _published(cfg: CfgNode, evidence: str) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.ASSEMBLER.merge_from_other_cfg(
-        CfgNode({"EVIDENCE": evidence, "MATCHING": "reference", "SAMPLES": "people"})
+        CfgNode(
+            {
+                "EVIDENCE": evidence,
+                "MATCHING": "reference",
+                "SAMPLES": "people",
+                "WEIGHTS": "",
+                "POSE_SCORE": ["keypoints"],
+            }
+        )
     )
     cfg.MODEL.PRN.merge_from_other_cfg(
         CfgNode({"NODES": 1024, "NUM_HIDDEN": 1, "SOFTMAX": "global", "INPUT_MODE": "peaks"})
     )
     cfg.freeze()
     return cfg
+
+
+@torch.no_grad()
+def _prn_products(cfg: CfgNode, repeats: int) -> float:
+    """Median seconds of a PRN's layers, grid to nodes to grid, for as many people as in CROWDS."""
+    cells = get_skeleton(cfg.MODEL.SKELETON).num_keypoints * math.prod(cfg.MODEL.PRN.CROP)
+    layers = nn.Sequential(nn.Linear(cells, 1024), nn.Linear(1024, cells)).to(cfg.MODEL.DEVICE)
+    people = torch.rand(CROWDS[0], cells, device=cfg.MODEL.DEVICE)
+    return statistics.median(_seconds(cfg, lambda: layers(people), repeats))
 
 
 def _rasterising_speed(

@@ -142,7 +142,7 @@ def assign(assembler: nn.Module, scene: Scene) -> Assignment:
         rating = evidence.rate_grids(batch, grids, peaks=assembler.needs_peaks)
         grids = grids.cpu()
     else:
-        rating = evidence.rate(batch, peaks=assembler.needs_peaks)
+        rating = assembler.rate(batch)
     (poses,) = assembler.assemble(batch, rating)
     return Assignment(
         candidates=scene.candidates,

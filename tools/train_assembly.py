@@ -110,6 +110,8 @@ IDEAS = {
     "prior_alone": ["MODEL.ASSEMBLER.LEARNED.ROUNDS", "0"],
     "one_round": ["MODEL.ASSEMBLER.LEARNED.ROUNDS", "1"],
     "two_rounds": ["MODEL.ASSEMBLER.LEARNED.ROUNDS", "2"],
+    "four_rounds": ["MODEL.ASSEMBLER.LEARNED.ROUNDS", "4"],
+    "nobody_left_out": ["MODEL.ASSEMBLER.LEARNED.LEAST", "0.0"],
     "no_noise": ["INPUT.NOISE.PROB", "0.0"],
     "narrow": ["MODEL.ASSEMBLER.LEARNED.WIDTH", "32"],
 }

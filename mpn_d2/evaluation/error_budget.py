@@ -187,7 +187,7 @@ def _matching_rows(bench: _Bench) -> tuple[list[AssembledPoses], list[Row]]:
     }
 
     def rate(batch: PeopleBatch, part: list[Scene]) -> Rating:
-        return assembler.evidence.rate(batch, peaks=assembler.needs_peaks)
+        return assembler.rate(batch)
 
     parts = [assembler.matching, *(matching for _, matching in matchings.values())]
     base, *found = bench.assemble(parts, rate)

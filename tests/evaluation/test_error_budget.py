@@ -207,7 +207,7 @@ class Blind(Evidence):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
 
-    def rate(self, batch, maps=None, *, peaks=False):
+    def rate(self, batch, maps=None, *, peaks=False, oks=False):
         return Rating((batch.ids[batch.image] + 1).float())
 
 

@@ -214,7 +214,7 @@ def config(**changes):
 def test_from_config_and_what_it_cannot_do():
     model = build_pose_assembler(config())
     assert sum(p.numel() for p in model.parameters()) < 2_000_000
-    assert model.evidence.by_image and len(model.evidence.pair_network.rounds) == 4
+    assert model.evidence.by_image and len(model.evidence.pair_network.rounds) == 3
     with pytest.raises(ValueError, match=r"MODEL\.ASSEMBLER\.SAMPLES"):
         build_pose_assembler(config(SAMPLES="people"))
     assert build_pose_assembler(config(FALLBACK="argmax", MATCHING="argmax")).needs_peaks
@@ -253,7 +253,7 @@ def test_pose_scores_expect_the_quality_of_poses():
         optimizer.step()
     batch = model.eval().collate([given(sample)[0]], [sample["boxes"]])
     with torch.no_grad():
-        rating = model.evidence.rate(batch)
+        rating = model.rate(batch)
     assert (rating.pair_scores[1] > 0).any(), "the idle box may claim something"
     assert rating.pose_oks[0] > 0.8 and rating.pose_oks[1] < 0.2
     poses = model.assemble(batch, rating)[0]

@@ -129,7 +129,7 @@ def test_unlikely_pairs_are_dropped_and_come_last():
         features = slow_round(step, features, logits, found.pairs)
         logits = model._read(number, features, found.pairs)
     torch.testing.assert_close(found.last.pairs, logits.pairs, atol=1e-5, rtol=1e-5)
-    chances = found.probabilities(pairs)
+    chances = found.probabilities()
     assert chances[found.kept].tolist() == found.last.probabilities(found.pairs).tolist()
     dropped = sorted(set(range(len(first))) - set(found.kept.tolist()))
     torch.testing.assert_close(chances[dropped], 0.01 * first[dropped])
@@ -164,7 +164,7 @@ def test_probabilities_are_shares_of_slot_and_candidate():
 def test_logits_are_bounded():
     model, pairs = network(), scene()
     model.readers[-1][-1].bias.fill_(1e4)
-    chances = model(pairs).probabilities(pairs)
+    chances = model(pairs).probabilities()
     assert torch.isfinite(chances).all() and chances.max() <= 1
 
 
@@ -216,7 +216,7 @@ def test_gradients_reach_everything_and_no_pairs_are_no_error():
     found = model(empty)
     places, quality = model.people(found)
     assert places.shape == (3, K, 2) and quality.shape == (3,)
-    assert found.probabilities(empty).shape == found.last.pairs.shape == (0,)
+    assert found.probabilities().shape == found.last.pairs.shape == (0,)
     loss = ownership_loss(found.last, empty, torch.zeros(0, dtype=torch.bool))
     loss.backward()
     assert loss.item() == 0

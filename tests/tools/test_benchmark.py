@@ -68,6 +68,7 @@ def test_figures_of_the_assembly_part(tmp_path, sample_dir) -> None:
     benchmark.main(benchmark.parse_args(arguments))
     figures = json.loads(output.read_text())["metrics"]
     times = {f"assembly/seconds/{kind}/{n}" for kind in ("prn", "ucr") for n in (20, 100)}
+    times.add("assembly/seconds/prn_products/20")
     speeds = {"assembly/people_per_second", "assembly/people_per_cpu_second"}
     assert set(figures) == times | speeds
     assert all(value > 0 for value in figures.values())

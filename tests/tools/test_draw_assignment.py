@@ -136,7 +136,7 @@ def test_evidence_without_a_grid_is_drawn(draw, tool, sample, monkeypatch):
             super().__init__()
             self.placeholder = torch.nn.Parameter(torch.zeros(()))
 
-        def rate(self, batch, maps=None, *, peaks=False):
+        def rate(self, batch, maps=None, *, peaks=False, oks=False):
             middle = (batch.boxes[:, :2] + batch.boxes[:, 2:]) / 2
             away = (batch.points[batch.image] - middle[:, None, None]).norm(dim=-1)
             return Rating((batch.ids[batch.image] >= 0) / (1 + away))

@@ -163,7 +163,12 @@ class PoseAssembler(nn.Module):
         if not boxes and not candidates:
             return []
         batch = self.collate(candidates, boxes, box_scores)
-        return self.assemble(batch, self.evidence.rate(batch, maps, peaks=self.needs_peaks))
+        return self.assemble(batch, self.rate(batch, maps))
+
+    def rate(self, batch: PeopleBatch, maps: HeatmapOutputs | None = None) -> Rating:
+        """What the evidence says of a batch, as much of it as `assemble` needs."""
+        oks = "oks" in self.pose_score
+        return self.evidence.rate(batch, maps, peaks=self.needs_peaks, oks=oks)
 
     def collate(
         self,
@@ -181,7 +186,10 @@ class PoseAssembler(nn.Module):
         )
 
     def assemble(self, batch: PeopleBatch, rating: Rating) -> list[AssembledPoses]:
-        """Matches the candidates of a batch by their rating; see `inference`."""
+        """Matches the candidates of a batch by their rating; see `inference`.
+
+        Where the rating says nothing of the poses, "oks" of the pose score counts as 1.
+        """
         pair_scores = batch.spread(rating.pair_scores)
         peaks = batch.spread(rating.peaks) if self.needs_peaks else None
         distances = None
@@ -190,7 +198,9 @@ class PoseAssembler(nn.Module):
             distances = gaps.norm(dim=-1).flatten(0, 1)
         problem = MatchingProblem(pair_scores.flatten(0, 1), distances)
         chosen = self.matching(problem).view(pair_scores.shape[:3])
-        oks = batch.spread(rating.pose_oks[:, None])[:, 0] if "oks" in self.pose_score else None
+        oks = 1.0
+        if "oks" in self.pose_score and rating.pose_oks is not None:
+            oks = batch.spread(rating.pose_oks[:, None])[:, 0]
         return self._poses(batch, chosen, pair_scores, peaks, oks)
 
     def _poses(
@@ -199,7 +209,7 @@ class PoseAssembler(nn.Module):
         chosen: torch.Tensor,
         pair_scores: torch.Tensor,
         peaks: torch.Tensor | None,
-        oks: torch.Tensor | None,
+        oks: torch.Tensor | float,
     ) -> list[AssembledPoses]:
         """(N, K, P) chosen candidates, -1 for none, and (N, K, P, M) scores to poses per image."""
         found = chosen >= 0
@@ -228,7 +238,7 @@ class PoseAssembler(nn.Module):
         chosen: torch.Tensor,
         scores: torch.Tensor,
         pair_scores: torch.Tensor,
-        oks: torch.Tensor | None,
+        oks: torch.Tensor | float,
     ) -> torch.Tensor:
         """(N, P) scores of poses from (N, K, P) choices and scores of their candidates."""
         found = chosen >= 0

@@ -22,8 +22,7 @@ class Rating:
         pair_scores: (B, K, M) how well candidate and box fit; 0 where they may not match.
         peaks: (B, K, 3) x, y where the evidence alone would put each joint, frame of the boxes,
             and 1 where it would put it anywhere; None unless asked for.
-        pose_oks: (B,) expected quality of each box's pose, 0 to 1; None where the evidence has no
-            opinion.
+        pose_oks: (B,) expected quality of each box's pose, 0 to 1; None unless asked for.
     """
 
     pair_scores: torch.Tensor
@@ -38,7 +37,7 @@ class Evidence(nn.Module):
         loss_name: key of the loss in the training's dict.
         by_image: samples of the training are images with all their people, not single people
             (data/association.py).
-        expects_oks: `rate` says how good each pose will be.
+        expects_oks: `rate` can say how good each pose will be.
         differentiable: `loss_on_predictions` passes gradients to the maps.
     """
 
@@ -53,7 +52,12 @@ class Evidence(nn.Module):
         return next(self.parameters()).device
 
     def rate(
-        self, batch: PeopleBatch, maps: HeatmapOutputs | None = None, *, peaks: bool = False
+        self,
+        batch: PeopleBatch,
+        maps: HeatmapOutputs | None = None,
+        *,
+        peaks: bool = False,
+        oks: bool = False,
     ) -> Rating:
         """Rates all pairs of a batch.
 
@@ -61,6 +65,7 @@ class Evidence(nn.Module):
             batch: boxes and candidates.
             maps: raw heatmaps of the images, in the frame of the boxes, where there are any.
             peaks: also say where each joint lies.
+            oks: also say how good each pose will be (`expects_oks`).
         """
         raise NotImplementedError
 

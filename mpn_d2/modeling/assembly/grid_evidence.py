@@ -70,7 +70,12 @@ class GridEvidence(Evidence):
         return self.grid_input.differentiable
 
     def rate(
-        self, batch: PeopleBatch, maps: HeatmapOutputs | None = None, *, peaks: bool = False
+        self,
+        batch: PeopleBatch,
+        maps: HeatmapOutputs | None = None,
+        *,
+        peaks: bool = False,
+        oks: bool = False,
     ) -> Rating:
         """See the base."""
         return self.rate_grids(batch, self.network(self.encode_people(batch, maps)), peaks=peaks)

@@ -54,24 +54,32 @@ class LearnedEvidence(Evidence):
         self.register_buffer("sigmas", torch.tensor(sigmas), persistent=False)
 
     def rate(
-        self, batch: PeopleBatch, maps: HeatmapOutputs | None = None, *, peaks: bool = False
+        self,
+        batch: PeopleBatch,
+        maps: HeatmapOutputs | None = None,
+        *,
+        peaks: bool = False,
+        oks: bool = False,
     ) -> Rating:
         """See the base; peaks are of boxes that have any candidate."""
         pairs, place = self.list_pairs(batch)
         found = self.pair_network(pairs)
-        chance = found.probabilities(pairs)
+        chance = found.probabilities()
         # `nan_to_num`: broken coordinates or weights mean "may not match".
         chance = torch.nan_to_num(chance + _LEAST, nan=0.0)
         scores = chance.new_zeros(len(batch.boxes), *batch.ids.shape[1:])
         scores[place] = chance
+        if not (peaks or oks):
+            return Rating(scores)
         places, quality = self.pair_network.people(found)
-        oks = torch.nan_to_num(quality.sigmoid(), nan=0.0)
-        if not peaks:
-            return Rating(scores, pose_oks=oks)
         corner, sides = _corner_and_sides(batch.boxes)
         points = corner[:, None] + places * sides[:, None]
         some = (scores > 0).flatten(1).any(dim=1)[:, None, None].expand(-1, self.num_keypoints, 1)
-        return Rating(scores, torch.cat([points, some.to(points.dtype)], dim=2), oks)
+        return Rating(
+            scores,
+            peaks=torch.cat([points, some.to(points.dtype)], dim=2),
+            pose_oks=torch.nan_to_num(quality.sigmoid(), nan=0.0),
+        )
 
     def list_pairs(
         self, batch: PeopleBatch
@@ -116,7 +124,7 @@ class LearnedEvidence(Evidence):
         truth = torch.cat([sample["keypoints"].to(self.device) for sample in samples])
         points = batch.points[batch.image[box], kind, column]
         areas = _AREA_SHARE * _corner_and_sides(batch.boxes)[1].prod(dim=1)
-        chance = found.probabilities(pairs).detach()
+        chance = found.probabilities().detach()
         wanted = pose_quality(chance, points, pairs, truth, areas, self.sigmas)
         rating = binary_cross_entropy_with_logits(quality, wanted, reduction="sum") / len(wanted)
         return (

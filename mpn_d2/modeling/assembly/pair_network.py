@@ -108,6 +108,7 @@ class PairFindings:
 
     Attributes:
         first: of all E pairs, before they hear of each other.
+        first_chances: (E,) probabilities by them.
         kept: (F,) int64 index of those that take part in the rounds.
         pairs: these.
         rounds: after each round, of the kept pairs.
@@ -115,6 +116,7 @@ class PairFindings:
     """
 
     first: PairLogits
+    first_chances: torch.Tensor
     kept: torch.Tensor
     pairs: Pairs
     rounds: list[PairLogits]
@@ -125,9 +127,9 @@ class PairFindings:
         """The final word on the kept pairs."""
         return self.rounds[-1] if self.rounds else self.first
 
-    def probabilities(self, pairs: Pairs) -> torch.Tensor:
-        """(E,) of all pairs; pairs that were dropped come after all that were not by far."""
-        dropped = _DROPPED * self.first.probabilities(pairs)
+    def probabilities(self) -> torch.Tensor:
+        """(E,) of all pairs; those that were dropped keep little of what they had."""
+        dropped = _DROPPED * self.first_chances
         return dropped.index_copy(0, self.kept, self.last.probabilities(self.pairs))
 
 
@@ -275,7 +277,7 @@ class PairNetwork(nn.Module):
         width: int = 64,
         message: int = 24,
         box_width: int = 128,
-        rounds: int = 4,
+        rounds: int = 3,
         least: float = 0.0,
     ) -> None:
         super().__init__()
@@ -307,10 +309,9 @@ class PairNetwork(nn.Module):
         """Rates all pairs."""
         features = self._first_features(pairs)
         first = self._read(0, features, pairs)
-        kept = torch.arange(len(features), device=features.device)
-        if len(self.rounds) and self.least > 0:
-            # "not <": broken numbers go on and are seen in the end.
-            kept = (~(first.probabilities(pairs) < self.least)).nonzero()[:, 0]
+        chances = first.probabilities(pairs)
+        # "not <": broken numbers go on and are seen in the end.
+        kept = (~(chances < (self.least if len(self.rounds) else 0.0))).nonzero()[:, 0]
         some, features = pairs.select(kept), features[kept]
         found = PairLogits(first.pairs[kept], first.no_candidate, first.no_box)
         rounds = []
@@ -318,7 +319,7 @@ class PairNetwork(nn.Module):
             features = step(features, found, some)
             found = self._read(number, features, some)
             rounds.append(found)
-        return PairFindings(first, kept, some, rounds, features)
+        return PairFindings(first, chances, kept, some, rounds, features)
 
     def people(self, found: PairFindings) -> tuple[torch.Tensor, torch.Tensor]:
         """What each box makes of its person.
