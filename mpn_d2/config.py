@@ -310,6 +310,9 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.NOISE.UNANNOTATED = 0.0
     # ASSEMBLER.SAMPLES images: probability of a box around several people (a crowd), 0 to 1.
     cfg.INPUT.NOISE.CROWD = 0.0
+    # ASSEMBLER.SAMPLES images: probability that the candidates of a degraded sample get scores, low
+    # ones more often where they are false, 0 to 1; else all are 1.
+    cfg.INPUT.NOISE.SCORED = 0.5
 
     cfg.EVAL = CN()
     # Keypoints that are assembled at test time: pred | gt (annotated ones: assignment only).

@@ -8,7 +8,8 @@ An image sample is everybody of one image: {"image_id", "keypoints": (people, K,
 (people, 4)}, people without labelled joints and crowds included.
 
 Either may carry "candidates" (people and more, K, 3): the joints as a detector might give them, of
-the same people in the same order, then rows of joints that belong to nobody.
+the same people in the same order, then rows of joints that belong to nobody. An image sample may
+carry their "candidate_scores" (rows, K) as well; without, all are 1.
 """
 
 from __future__ import annotations

@@ -117,6 +117,16 @@ def _false_joints(
     return rows
 
 
+def random_scores(candidates: torch.Tensor, people: int, rng: np.random.Generator) -> torch.Tensor:
+    """(rows, K) scores between 0.1 and 1 that tell something of who is false, and no more.
+
+    Joints of people (the first rows) get the larger of two uniform numbers, false ones the smaller.
+    """
+    pairs = rng.uniform(0.1, 1.0, size=(2, *candidates.shape[:2]))
+    true = np.arange(len(candidates))[:, None] < people
+    return torch.from_numpy(np.where(true, pairs.max(axis=0), pairs.min(axis=0))).float()
+
+
 def _normal(rng: np.random.Generator, shape: Sequence[int]) -> torch.Tensor:
     return torch.from_numpy(rng.standard_normal(tuple(shape))).float()
 
@@ -155,6 +165,7 @@ class AssociationAugmentation:
         unannotated: probability that somebody of an image sample loses all her joints and keeps her
             box, as people without annotated keypoints.
         crowd: probability that an image sample gets one more box, around several people.
+        scored: probability that the candidates of a degraded image sample get scores.
     """
 
     flip_prob: float = 0.0
@@ -164,6 +175,7 @@ class AssociationAugmentation:
     sigmas: tuple[float, ...] = ()
     unannotated: float = 0.0
     crowd: float = 0.0
+    scored: float = 0.0
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> AssociationAugmentation:
@@ -177,6 +189,7 @@ class AssociationAugmentation:
             sigmas=tuple(skeleton.sigmas),
             unannotated=cfg.INPUT.NOISE.UNANNOTATED,
             crowd=cfg.INPUT.NOISE.CROWD,
+            scored=cfg.INPUT.NOISE.SCORED,
         )
 
     def __call__(self, sample: dict, rng: np.random.Generator) -> dict:
@@ -214,7 +227,10 @@ class AssociationAugmentation:
             boxes = _extents(keypoints)
             moved = {"box": noisy_boxes(sample["box"][None], noise.box, rng)[0]}
         candidates = noisy_keypoints(keypoints, boxes, noise, self.sigmas, rng)
-        return {**sample, **moved, "candidates": candidates}
+        result = {**sample, **moved, "candidates": candidates}
+        if "boxes" in sample and rng.random() < self.scored:
+            result["candidate_scores"] = random_scores(candidates, len(keypoints), rng)
+        return result
 
 
 def _extents(keypoints: torch.Tensor) -> torch.Tensor:

@@ -90,6 +90,22 @@ def test_a_person_sample_keeps_its_truth_and_gets_candidates():
     assert plain is sample
 
 
+def test_scores_tell_something_of_who_is_false():
+    keypoints, boxes = crowd()
+    sample = {"image_id": 1, "keypoints": keypoints, "boxes": boxes}
+    # The seed draws a fair share of false joints.
+    found = augmentation(scored=1.0)(sample, rng(3))
+    scores, given = found["candidate_scores"], found["candidates"][..., 2] > 0
+    assert scores.shape == given.shape and scores.min() >= 0.1 and scores.max() <= 1
+    true, false = scores[:300][given[:300]], scores[300:][given[300:]]
+    # Means of the larger and of the smaller of two uniform numbers.
+    assert float(true.mean()) == pytest.approx(0.7, abs=0.03)
+    assert float(false.mean()) == pytest.approx(0.4, abs=0.1)
+    again = augmentation(scored=1.0)(sample, rng(3))
+    assert torch.equal(again["candidate_scores"], scores)
+    assert "candidate_scores" not in augmentation(scored=0.0)(sample, rng(3))
+
+
 def test_image_samples_get_boxes_that_own_nothing():
     keypoints, boxes = crowd(5)
     sample = {"image_id": 1, "keypoints": keypoints, "boxes": boxes}

@@ -179,6 +179,21 @@ def test_loss_knows_owners_by_row_also_of_degraded_samples():
     assert len(seen["owned"]) > len(mine)
 
 
+def test_samples_may_carry_scores():
+    sample = people((50, 60), (90, 60))
+    seen = []
+    model = assembler()
+    model.evidence.pair_network.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    scores = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+    model.losses([sample, {**sample, "candidate_scores": scores}])
+    pairs = seen[0]
+    first = pairs.box < 2
+    assert (pairs.score[first] == 1).all() and 0 < int(first.sum()) < len(first)
+    owned = pairs.place[~first].sub(0.5).abs().amax(dim=1) <= 0.5
+    got = {round(float(s), 4) for s in pairs.score[~first][owned]}
+    assert got == {0.1, 0.2, 0.3, 0.4, 0.5, 0.6}
+
+
 def test_empty_and_broken_input():
     model = assembler()
     none = Candidates(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), torch.zeros(0))

@@ -168,7 +168,8 @@ def _candidates(sample: dict) -> tuple[Candidates, torch.Tensor]:
     joints = sample.get("candidates", sample["keypoints"])
     row, kind = (joints[..., 2] > 0).nonzero().unbind(1)
     points = joints[row, kind, :2]
-    return Candidates(points, kind, torch.ones_like(points[:, 0])), row
+    scores = sample.get("candidate_scores", torch.ones_like(joints[..., 0]))[row, kind]
+    return Candidates(points, kind, scores), row
 
 
 @EVIDENCE_REGISTRY.register_as("learned")
