@@ -29,7 +29,8 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from mpn_d2.config import load_config
-from mpn_d2.data.datasets import has_keypoints, load_pose_dicts, register_people
+from mpn_d2.data.datasets import has_keypoints
+from mpn_d2.data.people_file import PEOPLE_FILE, load_people_file
 from mpn_d2.engine.assembler_weights import load_assembler
 from mpn_d2.engine.cli import run_command
 from mpn_d2.evaluation.assembly import assemble_scenes, evaluate_poses
@@ -49,7 +50,6 @@ from mpn_d2.structures.skeleton import get_skeleton
 from mpn_d2.utils.results import format_figure, update_results
 
 REPO = Path(__file__).resolve().parents[1]
-DATASET = "assemble-annotations"
 TRUTH = "gt"
 
 
@@ -93,7 +93,7 @@ def main(args: Namespace) -> None:
     check_arguments(args)
     cfg = load_config(args.config_file, options(args))
     cfg.freeze()
-    dicts = load_annotations(args.annotations, cfg)
+    dicts = load_people_file(args.annotations, get_skeleton(cfg.MODEL.SKELETON))
     if (args.noise or args.error_budget) and not annotates_people(dicts):
         raise ValueError(
             f"{args.annotations}: nobody has labelled keypoints, which --noise and --error-budget "
@@ -107,11 +107,18 @@ def main(args: Namespace) -> None:
         write_poses(args.output, scenes, poses)
     figures = evaluate(cfg, dicts, scenes, poses)
     if args.noise:
-        figures.update(noise_table(cfg, assembler, dicts, DATASET, filter_boxes=args.filter_boxes))
+        figures.update(
+            noise_table(cfg, assembler, dicts, PEOPLE_FILE, filter_boxes=args.filter_boxes)
+        )
     if args.error_budget:
         figures.update(
             error_budget(
-                cfg, assembler, dicts, DATASET, filter_boxes=args.filter_boxes, from_files=sources
+                cfg,
+                assembler,
+                dicts,
+                PEOPLE_FILE,
+                filter_boxes=args.filter_boxes,
+                from_files=sources,
             )
         )
     if args.results:
@@ -140,18 +147,6 @@ def options(args: Namespace) -> list[str]:
         if value is not None:
             changed += [f"MODEL.ASSEMBLER.{key}", value]
     return changed
-
-
-def load_annotations(path: str, cfg: CfgNode) -> list[dict]:
-    """Dataset dicts of all images of a COCO JSON, those without people included."""
-    register_people(
-        DATASET,
-        json_file=path,
-        image_root=None,
-        skeleton=get_skeleton(cfg.MODEL.SKELETON),
-        remedy="give --annotations the path of a COCO keypoint JSON",
-    )
-    return load_pose_dicts([DATASET], is_train=False, need_images=False)
 
 
 def annotates_people(dicts: list[dict]) -> bool:
@@ -215,7 +210,7 @@ def announce(assembler: nn.Module, scenes: list[Scene]) -> bool:
 
 def write_poses(path: str, scenes: list[Scene], poses: list[AssembledPoses]) -> None:
     """COCO results of everybody who got a keypoint."""
-    (person_id,) = MetadataCatalog.get(DATASET).thing_dataset_id_to_contiguous_id
+    (person_id,) = MetadataCatalog.get(PEOPLE_FILE).thing_dataset_id_to_contiguous_id
     rows = []
     for scene, pose in zip(scenes, poses, strict=True):
         rows += export_instances(to_instances(scene, pose), scene.image_id)[1]
@@ -232,7 +227,7 @@ def evaluate(
         print("nobody has labelled keypoints in the annotations: nothing to compare with")
         return {}
     sigmas = get_skeleton(cfg.MODEL.SKELETON).sigmas
-    metrics = evaluate_poses(DATASET, scenes, poses, sigmas)
+    metrics = evaluate_poses(PEOPLE_FILE, scenes, poses, sigmas)
     print(", ".join(f"{name} {format_figure(value).strip()}" for name, value in metrics.items()))
     return metrics
 

@@ -44,8 +44,12 @@ from mpn_d2.utils.results import update_results
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs" / "MultiPoseNet"
 SPLITS = {"coco_poses_val": "coco_poses_val", "val2017_half": "coco_poses_full_val2017_half"}
+# Where configs <name>_<data> are tested.
+SPLIT_OF = {"poses": "coco_poses_val", "coco": "val2017_half"}
 # Matchings that every trained row is tried with, beside its config's own.
 MATCHINGS = ("reference", "mutual_best", "hungarian")
+# What a pose's score may be made of, with annotated boxes ("keypoints": 1 for all complete poses).
+POSE_SCORES = (("keypoints",), ("evidence",), ("oks",), ("evidence", "oks"))
 # One short schedule for the rows of the paper's ablation (spec E6) and for those of our ideas.
 SHORT_PRN = ["SOLVER.MAX_ITER", "1000", "TEST.EVAL_PERIOD", "0"]
 SHORT_PAIRS = ["SOLVER.MAX_ITER", "2000", "TEST.EVAL_PERIOD", "0"]
@@ -62,6 +66,7 @@ class Row:
         group: prefix of the figures below the split; None: the config's name.
         matchings: that it is evaluated with; none: its config's own.
         noise: also evaluate degraded input.
+        pose_scores: also evaluate other scores of poses.
     """
 
     config: str
@@ -70,12 +75,14 @@ class Row:
     group: str | None = None
     matchings: tuple[str, ...] = ()
     noise: bool = False
+    pose_scores: tuple[tuple[str, ...], ...] = ()
 
 
 def rows() -> dict[str, Row]:
     """All rows by name, quick ones first."""
     found = {}
-    for data, split, noise in (("poses", "coco_poses_val", False), ("coco", "val2017_half", True)):
+    for data, split in SPLIT_OF.items():
+        noise = data == "coco"
         for evidence in ("identity", "max"):
             options = ["MODEL.ASSEMBLER.EVIDENCE", evidence]
             found[f"{evidence}_{data}"] = Row(
@@ -83,7 +90,8 @@ def rows() -> dict[str, Row]:
             )
         for name in ("UCR", "Assembler", "PRN"):
             config = f"{name}_{data}"
-            found[config] = Row(config, split, matchings=MATCHINGS, noise=noise)
+            scores = POSE_SCORES if name == "Assembler" else ()
+            found[config] = Row(config, split, matchings=MATCHINGS, noise=noise, pose_scores=scores)
     for nodes, dropout, residual in (
         (50, 0.5, True),
         (256, 0.5, True),
@@ -117,39 +125,73 @@ IDEAS = {
 }
 
 
-def tables(metrics: dict[str, float | None]) -> dict[str, str]:
+Metrics = dict[str, float | None]
+
+
+def tables(metrics: Metrics) -> dict[str, str]:
     """The tables of docs/assembly.md by name, in Markdown."""
-    found = {}
-    for data, split in (("poses", "coco_poses_val"), ("coco", "val2017_half")):
-        lines = []
-        for config, evidence in (
-            (f"PRN_{data}", "identity"),
-            (f"PRN_{data}", "max"),
-            (f"UCR_{data}", "ucr"),
-            (f"PRN_{data}", "prn"),
-            (f"Assembler_{data}", "learned"),
-        ):
-            group = f"{split}/{config}/{evidence}+"
-            figures = [metrics.get(f"{group}{matching}/AP") for matching in MATCHINGS]
-            shares = [metrics.get(f"{group}{matching}/owner_share") for matching in MATCHINGS]
-            lines.append((f"`{evidence}` ({config})", [*figures, shares[-1]]))
-        head = ["evidence", *MATCHINGS, "to their owner (hungarian), %"]
-        found[data] = markdown_table(head, lines)
-    for name in ("E6", "ideas"):
-        group = f"val2017_half/{name}/"
-        labels = [row.removeprefix(f"{name}/") for row in rows() if row.startswith(f"{name}/")]
-        lines = [
-            (f"`{label}`", [metrics.get(f"{group}{label}/{key}") for key in ("AP", "owner_share")])
-            for label in labels
-        ]
-        found[name] = markdown_table(["", "AP", "to their owner, %"], lines)
+    return {
+        "poses": evidence_table(metrics, "poses"),
+        "coco": evidence_table(metrics, "coco"),
+        "E6": group_table(metrics, "E6"),
+        "ideas": group_table(metrics, "ideas"),
+        "scores": score_table(metrics),
+        "noise": noise_rows_table(metrics),
+    }
+
+
+def evidence_table(metrics: Metrics, data: str) -> str:
+    """Evidence against matchings."""
+    lines = []
+    for config, evidence in (
+        (f"PRN_{data}", "identity"),
+        (f"PRN_{data}", "max"),
+        (f"UCR_{data}", "ucr"),
+        (f"PRN_{data}", "prn"),
+        (f"Assembler_{data}", "learned"),
+    ):
+        group = f"{SPLIT_OF[data]}/{config}/{evidence}+"
+        figures = [metrics.get(f"{group}{matching}/AP") for matching in MATCHINGS]
+        share = metrics.get(f"{group}{MATCHINGS[-1]}/owner_share")
+        lines.append((f"`{evidence}` ({config})", [*figures, share]))
+    head = ["evidence", *MATCHINGS, "to their owner (hungarian), %"]
+    return markdown_table(head, lines)
+
+
+def group_table(metrics: Metrics, name: str) -> str:
+    """The rows named <name>/..."""
+    lines = [
+        (
+            f"`{row.removeprefix(f'{name}/')}`",
+            [metrics.get(f"val2017_half/{row}/{key}") for key in ("AP", "owner_share")],
+        )
+        for row in rows()
+        if row.startswith(f"{name}/")
+    ]
+    return markdown_table(["", "AP", "to their owner, %"], lines)
+
+
+def score_table(metrics: Metrics) -> str:
+    """What a pose's score is made of."""
+    groups = [f"{SPLIT_OF[data]}/pose_score/Assembler_{data}" for data in ("coco", "poses")]
+    lines = [
+        (
+            f"`[{', '.join(names)}]`",
+            [metrics.get(f"{group}/{'_x_'.join(names)}/AP") for group in groups],
+        )
+        for names in POSE_SCORES
+    ]
+    return markdown_table(["AP by `POSE_SCORE`", "Assembler_coco", "Assembler_poses"], lines)
+
+
+def noise_rows_table(metrics: Metrics) -> str:
+    """Degraded input against assemblers."""
     systems = ("identity", "max", "UCR_coco", "PRN_coco", "Assembler_coco")
     lines = [
         (row, [metrics.get(f"val2017_half/noise/{row}/{system}/AP") for system in systems])
         for row in NOISE_ROWS
     ]
-    found["noise"] = markdown_table(["AP", *systems], lines)
-    return found
+    return markdown_table(["AP", *systems], lines)
 
 
 def parse_args(arguments: list[str] | None = None) -> Namespace:
@@ -196,8 +238,14 @@ def run(name: str, row: Row, folder: Path, results: Path, options: list[str]) ->
         group = row.group or f"{row.config}/{kind}"
         update_results(results, f"{row.split}/{group}", figures, **record)
         print(f"{row.split}/{group}: AP {figures['AP']}", flush=True)
+    assembler.matching = build_matching(with_matching(cfg, own))
+    for names in row.pose_scores:
+        assembler.pose_score = names
+        figures = evaluate(cfg, assembler, dicts, SPLITS[row.split])
+        group = f"{row.split}/pose_score/{row.config}/{'_x_'.join(names)}"
+        update_results(results, group, figures, **record)
+    assembler.pose_score = tuple(cfg.MODEL.ASSEMBLER.POSE_SCORE)
     if row.noise:
-        assembler.matching = build_matching(with_matching(cfg, own))
         table = noise_table(cfg, assembler, dicts, SPLITS[row.split])
         label = row.config if has_weights(assembler) else cfg.MODEL.ASSEMBLER.EVIDENCE
         for damage in {key.split("/")[1] for key in table}:

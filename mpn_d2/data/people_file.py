@@ -5,7 +5,8 @@ from __future__ import annotations
 from mpn_d2.data.datasets import load_pose_dicts, register_people
 from mpn_d2.structures.skeleton import Skeleton
 
-_DATASET = "annotations-of-a-command"
+# The name that the file is registered under, for evaluators.
+PEOPLE_FILE = "annotations-of-a-command"
 
 
 def load_people_file(path: str, skeleton: Skeleton, image_root: str | None = None) -> list[dict]:
@@ -20,10 +21,10 @@ def load_people_file(path: str, skeleton: Skeleton, image_root: str | None = Non
         ValueError, FileNotFoundError: as `load_pose_dicts`.
     """
     register_people(
-        _DATASET,
+        PEOPLE_FILE,
         json_file=path,
         image_root=image_root,
         skeleton=skeleton,
         remedy="give --annotations the path of a COCO keypoint JSON",
     )
-    return load_pose_dicts([_DATASET], is_train=False, need_images=False)
+    return load_pose_dicts([PEOPLE_FILE], is_train=False, need_images=False)
