@@ -34,11 +34,14 @@ def load_assembler(cfg: CfgNode, weights: str | None = None) -> nn.Module:
             assembler.
         FileNotFoundError: there is no such file.
     """
-    assembler = build_pose_assembler(cfg).to(cfg.MODEL.DEVICE).eval()
-    if not has_weights(assembler):
-        return assembler
     path = weights or cfg.MODEL.WEIGHTS
-    if not path and cfg.MODEL.ASSEMBLER.WEIGHTS:
+    if path:
+        # That checkpoint's assembler, or an error.
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.ASSEMBLER.WEIGHTS = ""
+    assembler = build_pose_assembler(cfg).to(cfg.MODEL.DEVICE).eval()
+    if not has_weights(assembler) or (not path and cfg.MODEL.ASSEMBLER.WEIGHTS):
         return assembler
     if not path:
         raise ValueError(

@@ -16,6 +16,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
+from mpn_d2.modeling.assembly.weights import PREFIX, filled_names
 from mpn_d2.utils.files import write_text_atomically
 
 # What a .pkl of Detectron2's or Detectron's model zoo holds; anything else could run code.
@@ -62,6 +63,9 @@ class PoseCheckpointer(DetectionCheckpointer):
     handing weights from stage to stage). Otherwise what fits is loaded and the rest is listed,
     as for ImageNet weights; a file of which nothing fits is an error either way.
 
+    An assembler that MODEL.ASSEMBLER.WEIGHTS filled keeps its weights where the file has none of it
+    or those of another one: ours takes the place of a trained network's PRN.
+
     Attributes:
         not_loaded: names in the model's state that the last load left as they were.
     """
@@ -84,7 +88,7 @@ class PoseCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
         self._while_saving = while_saving
-        self.not_loaded = set(self.model.state_dict())
+        self.not_loaded = set(self.model.state_dict()) - filled_names(self.model)
 
     def save(self, name: str, **kwargs: Any) -> None:
         # The base class writes the file, then calls tag_last_checkpoint with its name.
@@ -167,7 +171,10 @@ class PoseCheckpointer(DetectionCheckpointer):
         return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        kept = self._set_aside_other_assembler(checkpoint["model"])
         incompatible = super()._load_model(checkpoint)
+        missing = [name for name in incompatible.missing_keys if name not in kept]
+        incompatible = incompatible._replace(missing_keys=missing)
         wrong = [f"{k} is {a} in the file, {b} here" for k, a, b in incompatible.incorrect_shapes]
         if self.strict:
             problems = []
@@ -182,16 +189,34 @@ class PoseCheckpointer(DetectionCheckpointer):
                     f"checkpoint {self._source} does not fit this config ({'; '.join(problems)}): "
                     "use the config that it was trained with"
                 )
-        parameters = dict(self.model.named_parameters())
+        parameters = {name for name, _ in self.model.named_parameters()}
         unset = {*incompatible.missing_keys, *(k for k, _, _ in incompatible.incorrect_shapes)}
         self.not_loaded = unset
-        if parameters and unset.issuperset(parameters):
+        if parameters and unset.issuperset(parameters - kept):
             raise ValueError(
                 f"nothing in {self._source} fits the model: the file has "
                 f"{some_names(wrong or incompatible.unexpected_keys)}; "
-                f"the model has {some_names(list(parameters))}"
+                f"the model has {some_names(sorted(parameters))}"
             )
         return incompatible
+
+    def _set_aside_other_assembler(self, weights: dict[str, Any]) -> set[str]:
+        """Names of the model's assembler if it stays as it is; weights of another are removed."""
+        names = filled_names(self.model)
+        state = self.model.state_dict()
+        ours = {name: tuple(state[name].shape) for name in names}
+        theirs = {n: tuple(v.shape) for n, v in weights.items() if n.startswith(PREFIX)}
+        if not names or theirs == ours:
+            return set()
+        for name in theirs:
+            del weights[name]
+        if theirs:
+            self.logger.warning(
+                "%s holds another assembler: that of MODEL.ASSEMBLER.WEIGHTS %s stays",
+                self._source,
+                self.model.assembler.weights_name,
+            )
+        return names
 
 
 def read_progress(path: str) -> dict[str, Any]:

@@ -171,3 +171,36 @@ def test_progress_of_a_checkpoint(tmp_path):
     (tmp_path / "cut.pth").write_bytes((tmp_path / "told.pth").read_bytes()[:300])
     with pytest.raises(ValueError, match=r"cut\.pth is not a checkpoint"):
         read_progress(str(tmp_path / "cut.pth"))
+
+
+class WithAssembler(nn.Module):
+    """A trunk and an assembler of a width that tells kinds apart."""
+
+    def __init__(self, width: int, weights_name: str = "") -> None:
+        super().__init__()
+        self.trunk = nn.Linear(2, 2)
+        self.assembler = nn.Linear(2, width)
+        self.assembler.weights_name = weights_name
+
+
+def test_named_assembler_weights_stay_where_the_file_has_another(tmp_path):
+    trained = WithAssembler(3)
+    PoseCheckpointer(trained, str(tmp_path)).save("other_kind")
+    path = str(tmp_path / "other_kind.pth")
+    model = WithAssembler(5, "ours.pth")
+    before = model.assembler.weight.clone()
+    checkpointer = PoseCheckpointer(model, strict=True)
+    assert checkpointer.not_loaded == {"trunk.weight", "trunk.bias"}
+    checkpointer.load(path)
+    assert torch.equal(model.trunk.weight, trained.trunk.weight)
+    assert torch.equal(model.assembler.weight, before) and not checkpointer.not_loaded
+    # Without named weights it is an error, and the same kind is taken from the file.
+    with pytest.raises(ValueError, match="assembler.weight is"):
+        PoseCheckpointer(WithAssembler(5), strict=True).load(path)
+    same = WithAssembler(3, "ours.pth")
+    PoseCheckpointer(same, strict=True).load(path)
+    assert torch.equal(same.assembler.weight, trained.assembler.weight)
+    # A file that has nothing for the rest of the model does not pass for it.
+    torch.save({"model": {"assembler.weight": torch.ones(9, 2)}}, tmp_path / "nothing.pth")
+    with pytest.raises(ValueError, match="nothing in .* fits"):
+        PoseCheckpointer(WithAssembler(5, "ours.pth")).load(str(tmp_path / "nothing.pth"))

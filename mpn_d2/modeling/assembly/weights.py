@@ -8,6 +8,7 @@ from importlib.resources import files
 import torch
 from torch import nn
 
+# Where models hold their assembler.
 PREFIX = "assembler."
 
 
@@ -17,7 +18,7 @@ def load_assembler_weights(assembler: nn.Module, name: str) -> None:
     Args:
         assembler: to be filled, in place.
         name: path of a checkpoint with keys `assembler.*`, or the bare name of a file in
-            mpn_d2/weights.
+            mpn_d2/weights. Kept as `assembler.weights_name`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -43,3 +44,11 @@ def load_assembler_weights(assembler: nn.Module, name: str) -> None:
             f"MODEL.ASSEMBLER.WEIGHTS {name} does not fit MODEL.ASSEMBLER: "
             f"{' '.join(lines[1:3] or lines[:1]).strip()}"
         ) from error
+    assembler.weights_name = name
+
+
+def filled_names(model: nn.Module) -> set[str]:
+    """State names of a model's assembler if `load_assembler_weights` filled it, else none."""
+    if not getattr(getattr(model, "assembler", None), "weights_name", ""):
+        return set()
+    return {name for name in model.state_dict() if name.startswith(PREFIX)}
