@@ -194,6 +194,42 @@ def test_samples_may_carry_scores():
     assert got == {0.1, 0.2, 0.3, 0.4, 0.5, 0.6}
 
 
+def test_loss_on_predictions_finds_who_owns_what():
+    """Keypoints of a detector: one exact, one near, one far, one that two people are near to."""
+    sample = people((100, 100), (130, 100))
+    truth = sample["keypoints"].clone()
+    truth[0, 2, 2] = 0.0
+    points = torch.tensor(
+        [
+            [100.0, 60],  # head of the first, exactly
+            [131, 61],  # head of the second, nearly
+            [133, 63],  # the same, farther away: false
+            [80, 60],  # left hand of the first, 40 pixels off: false
+            [111, 100],  # left hand of the second, near
+            [120, 100],  # right hand of the first, who has none
+        ]
+    )
+    kinds = torch.tensor([0, 0, 0, 1, 1, 2])
+    model, seen = assembler(), {}
+    found = model.evidence._loss
+    model.evidence._loss = lambda batch, pairs, place, owned, people: (
+        seen.update(pairs=pairs, owned=owned) or found(batch, pairs, place, owned, people)
+    )
+    loss = model.losses_on_predictions(
+        [Candidates(points, kinds, torch.full((6,), 0.7))], [sample["boxes"]], [truth], None
+    )["loss_assembly_pairs"]
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.numel() > 1)
+    pairs, owned = seen["pairs"], seen["owned"]
+    columns = pairs.num_candidates // K
+    rows = {
+        (int(b), int(k), int(c) % columns)
+        for b, k, c in zip(pairs.box[owned], pairs.kind[owned], pairs.candidate[owned])
+    }
+    assert rows == {(0, 0, 0), (1, 0, 1), (1, 1, 1)}
+    assert len(owned) > len(rows)
+
+
 def test_empty_and_broken_input():
     model = assembler()
     none = Candidates(torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), torch.zeros(0))

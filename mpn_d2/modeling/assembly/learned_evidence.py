@@ -18,6 +18,7 @@ from mpn_d2.modeling.assembly.evidence import Evidence, Rating
 from mpn_d2.modeling.assembly.pair_losses import ownership_loss, pose_quality
 from mpn_d2.modeling.assembly.pair_network import PairFindings, PairNetwork, Pairs, box_features
 from mpn_d2.modeling.assembly.people_batch import PeopleBatch, collate_people
+from mpn_d2.structures.oks import joint_similarity
 from mpn_d2.structures.outputs import Candidates, HeatmapOutputs
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -27,6 +28,8 @@ _PLACE_WEIGHT = 1.0
 _OKS_WEIGHT = 1.0
 # Area of a person as a share of her box's (design 7.9).
 _AREA_SHARE = 0.53
+# From there on (a joint's OKS term) a predicted keypoint is somebody's joint.
+_LEAST_SIMILARITY = 0.5
 # A pair that may match never scores 0, however unlikely it is.
 _LEAST = 1e-6
 
@@ -113,19 +116,49 @@ class LearnedEvidence(Evidence):
         candidates = [part.to(self.device) for part in candidates]
         boxes = [sample["boxes"].to(self.device) for sample in samples]
         batch = collate_people(candidates, boxes, num_keypoints=self.num_keypoints)
-        pairs, (box, kind, column) = self.list_pairs(batch)
+        pairs, place = self.list_pairs(batch)
+        box, kind, column = place
         # Rows of candidates and of boxes are both the people's.
         owners = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
         ids = batch.ids[batch.image[box], kind, column]
         owner = owners.to(self.device)[batch.image[box], ids]
-        owned = owner == batch.slot[box]
+        truth = torch.cat([sample["keypoints"].to(self.device) for sample in samples])
+        return self._loss(batch, pairs, place, owner == batch.slot[box], truth)
+
+    def loss_on_predictions(
+        self, batch: PeopleBatch, owners: torch.Tensor, maps: HeatmapOutputs
+    ) -> torch.Tensor:
+        """See the base. A box owns the candidate that its person's joint is nearest to, from an OKS
+        term of 0.5 on, if that candidate lies nearest to the joint of no other box."""
+        pairs, place = self.list_pairs(batch)
+        box, kind, column = place
+        points = batch.points[batch.image[box], kind, column]
+        joints, areas = owners[box, kind], _areas(batch.boxes)[box]
+        sigmas = self.sigmas[kind, None]
+        near = joint_similarity(joints[:, None], points[:, None], areas, sigmas)[:, 0]
+        near = torch.where((joints[:, 2] > 0) & (near >= _LEAST_SIMILARITY), near, 0.0)
+        owned = near > 0
+        num_slots = owners.shape[:2].numel()
+        for index, count in ((pairs.slot, num_slots), (pairs.candidate, pairs.num_candidates)):
+            best = near.new_zeros(count).scatter_reduce(0, index, near, "amax")
+            owned &= near == best[index]
+        return self._loss(batch, pairs, place, owned, owners)
+
+    def _loss(
+        self,
+        batch: PeopleBatch,
+        pairs: Pairs,
+        place: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        owned: torch.Tensor,
+        truth: torch.Tensor,
+    ) -> torch.Tensor:
+        """Of pairs, of which the box's person owns some, and (B, K, 3) people of the boxes."""
+        box, kind, column = place
         found = self.pair_network(pairs)
         places, quality = self.pair_network.people(found)
-        truth = torch.cat([sample["keypoints"].to(self.device) for sample in samples])
         points = batch.points[batch.image[box], kind, column]
-        areas = _AREA_SHARE * _corner_and_sides(batch.boxes)[1].prod(dim=1)
         chance = found.probabilities().detach()
-        wanted = pose_quality(chance, points, pairs, truth, areas, self.sigmas)
+        wanted = pose_quality(chance, points, pairs, truth, _areas(batch.boxes), self.sigmas)
         rating = binary_cross_entropy_with_logits(quality, wanted, reduction="sum") / len(wanted)
         return (
             _all_rounds_loss(found, pairs, owned)
@@ -145,6 +178,11 @@ def _all_rounds_loss(found: PairFindings, pairs: Pairs, owned: torch.Tensor) -> 
 def _corner_and_sides(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(B, 2) upper left corners, and widths and heights of at least a pixel."""
     return boxes[:, :2], (boxes[:, 2:] - boxes[:, :2]).clamp(min=1.0)
+
+
+def _areas(boxes: torch.Tensor) -> torch.Tensor:
+    """(B,) of the boxes' people."""
+    return _AREA_SHARE * _corner_and_sides(boxes)[1].prod(dim=1)
 
 
 def _place_loss(places: torch.Tensor, truth: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
