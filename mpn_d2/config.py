@@ -211,8 +211,11 @@ def _add_assembly_keys(cfg: CN) -> None:
     cfg.MODEL.ASSEMBLER.MATCHING = "mutual_best"
     # Matching reference: False hands one keypoint to two boxes where the authors do. [ours: True]
     cfg.MODEL.ASSEMBLER.ONE_TO_ONE = True
-    # Joints without a candidate: none (left out) | argmax of the evidence, score 0. [KP: argmax]
+    # Joints without a candidate: none (left out) | argmax of the evidence, score 0. [KP: argmax, of
+    # types without a candidate in the box, in images where some type has none in any box]
     cfg.MODEL.ASSEMBLER.FALLBACK = "none"
+    # Pairs rated lower than that never match; 0: whoever has no better one takes any. [ours]
+    cfg.MODEL.ASSEMBLER.LEAST_EVIDENCE = 0.0
     # Side of the window of cells summed around a candidate, odd. [KP: 15]
     cfg.MODEL.ASSEMBLER.WINDOW = 15
     # Only boxes with at least this score may claim keypoints. [LM: 0.5]

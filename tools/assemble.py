@@ -31,7 +31,7 @@ from torch import nn
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import has_keypoints
 from mpn_d2.data.people_file import PEOPLE_FILE, load_people_file
-from mpn_d2.engine.assembler_weights import load_assembler
+from mpn_d2.engine.assembler_weights import assembler_options, load_assembler
 from mpn_d2.engine.cli import run_command
 from mpn_d2.evaluation.assembly import assemble_scenes, evaluate_poses
 from mpn_d2.evaluation.error_budget import error_budget, promises_one_to_one
@@ -91,7 +91,10 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
 def main(args: Namespace) -> None:
     start = time.perf_counter()
     check_arguments(args)
-    cfg = load_config(args.config_file, options(args))
+    cfg = load_config(
+        args.config_file,
+        assembler_options(args.config_file, args.opts, args.evidence, args.matching),
+    )
     cfg.freeze()
     dicts = load_people_file(args.annotations, get_skeleton(cfg.MODEL.SKELETON))
     if (args.noise or args.error_budget) and not annotates_people(dicts):
@@ -140,15 +143,6 @@ def check_arguments(args: Namespace) -> None:
             )
 
 
-def options(args: Namespace) -> list[str]:
-    """What the arguments change in the config."""
-    changed = list(args.opts)
-    for key, value in (("EVIDENCE", args.evidence), ("MATCHING", args.matching)):
-        if value is not None:
-            changed += [f"MODEL.ASSEMBLER.{key}", value]
-    return changed
-
-
 def annotates_people(dicts: list[dict]) -> bool:
     """Whether there is any truth to compare with."""
     return any(has_keypoints(a) for record in dicts for a in record["annotations"])
@@ -172,11 +166,13 @@ def load_sources(args: Namespace, cfg: CfgNode, dicts: list[dict]) -> dict[str, 
     sources = {TRUTH: truth}
     if args.keypoints != TRUTH:
         skipped = Skipped()
-        sources["keypoints"] = with_keypoints(truth, args.keypoints, num_keypoints, skipped)
+        sources["keypoints"] = with_keypoints(
+            truth, args.keypoints, num_keypoints, skipped, person_id()
+        )
         print_skipped(args.keypoints, skipped)
     if args.boxes != TRUTH:
         skipped = Skipped()
-        sources["boxes"] = with_boxes(truth, args.boxes, skipped)
+        sources["boxes"] = with_boxes(truth, args.boxes, skipped, person_id())
         print_skipped(args.boxes, skipped)
     if len(sources) == 3:
         sources["both"] = [
@@ -184,6 +180,12 @@ def load_sources(args: Namespace, cfg: CfgNode, dicts: list[dict]) -> dict[str, 
             for found, boxed in zip(sources["keypoints"], sources["boxes"], strict=True)
         ]
     return sources
+
+
+def person_id() -> int:
+    """Category of people in the annotations."""
+    (found,) = MetadataCatalog.get(PEOPLE_FILE).thing_dataset_id_to_contiguous_id
+    return found
 
 
 def print_skipped(path: str, skipped: Skipped) -> None:
@@ -195,6 +197,9 @@ def print_skipped(path: str, skipped: Skipped) -> None:
 def announce(assembler: nn.Module, scenes: list[Scene]) -> bool:
     """Prints what is assembled; returns whether the assembler promises to be one-to-one."""
     boxes = sum(len(scene.boxes) for scene in scenes)
+    flat = sum(int((s.boxes[:, 2:] <= s.boxes[:, :2]).any(dim=1).sum()) for s in scenes)
+    if flat:
+        print(f"{flat} boxes have no area")
     candidates = sum(len(scene.candidates) for scene in scenes)
     print(f"{len(scenes)} images, {boxes} boxes, {candidates} keypoints")
     least = assembler.box_score_thresh
@@ -210,11 +215,10 @@ def announce(assembler: nn.Module, scenes: list[Scene]) -> bool:
 
 def write_poses(path: str, scenes: list[Scene], poses: list[AssembledPoses]) -> None:
     """COCO results of everybody who got a keypoint."""
-    (person_id,) = MetadataCatalog.get(PEOPLE_FILE).thing_dataset_id_to_contiguous_id
     rows = []
     for scene, pose in zip(scenes, poses, strict=True):
         rows += export_instances(to_instances(scene, pose), scene.image_id)[1]
-    write_json(path, [{**row, "category_id": person_id} for row in rows])
+    write_json(path, [{**row, "category_id": person_id()} for row in rows])
     without = sum(len(scene.boxes) for scene in scenes) - len(rows)
     print(f"{path}: {len(rows)} people; {without} boxes got no keypoint and are left out")
 
@@ -228,6 +232,8 @@ def evaluate(
         return {}
     sigmas = get_skeleton(cfg.MODEL.SKELETON).sigmas
     metrics = evaluate_poses(PEOPLE_FILE, scenes, poses, sigmas)
+    if "owner_share" not in metrics:
+        print("owner_share, joints that came to their owner: not known of keypoints of a file")
     print(", ".join(f"{name} {format_figure(value).strip()}" for name, value in metrics.items()))
     return metrics
 

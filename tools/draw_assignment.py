@@ -29,7 +29,7 @@ from torch import nn
 from mpn_d2.config import load_config
 from mpn_d2.data.image_file import read_pose_image
 from mpn_d2.data.people_file import load_people_file
-from mpn_d2.engine.assembler_weights import load_assembler
+from mpn_d2.engine.assembler_weights import assembler_options, load_assembler
 from mpn_d2.engine.cli import run_command
 from mpn_d2.evaluation.scenes import (
     Scene,
@@ -75,7 +75,10 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
-    cfg = load_config(args.config_file, options(args))
+    cfg = load_config(
+        args.config_file,
+        assembler_options(args.config_file, args.opts, args.evidence, args.matching),
+    )
     cfg.freeze()
     if args.images and not Path(args.images).is_dir():
         raise FileNotFoundError(f"--images {args.images}: there is no such folder")
@@ -88,15 +91,6 @@ def main(args: argparse.Namespace) -> None:
     Path(args.output).resolve().parent.mkdir(parents=True, exist_ok=True)
     write_png(args.output, picture)
     print(f"{args.output}: {picture.shape[1]} x {picture.shape[0]} pixels")
-
-
-def options(args: argparse.Namespace) -> list[str]:
-    """What the arguments change in the config."""
-    changed = list(args.opts)
-    for key, value in (("EVIDENCE", args.evidence), ("MATCHING", args.matching)):
-        if value is not None:
-            changed += [f"MODEL.ASSEMBLER.{key}", value]
-    return changed
 
 
 def find_image(dicts: list[dict], image_id: str, path: str) -> dict:

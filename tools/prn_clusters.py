@@ -25,7 +25,7 @@ from detectron2.config import CfgNode
 from mpn_d2.config import load_config
 from mpn_d2.data.association import build_association_samples
 from mpn_d2.data.people_file import load_people_file
-from mpn_d2.engine.assembler_weights import load_assembler
+from mpn_d2.engine.assembler_weights import assembler_options, load_assembler
 from mpn_d2.engine.cli import run_command
 from mpn_d2.modeling.assembly.grid_evidence import GridEvidence
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
@@ -61,8 +61,8 @@ def main(args: argparse.Namespace) -> None:
     for name in ("clusters", "people"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}: at least 1 is needed")
-    evidence_option = ["MODEL.ASSEMBLER.EVIDENCE", args.evidence] if args.evidence else []
-    cfg = load_config(args.config_file, [*args.opts, *evidence_option])
+    options = assembler_options(args.config_file, args.opts, args.evidence or None, None)
+    cfg = load_config(args.config_file, options)
     cfg.freeze()
     skeleton = get_skeleton(cfg.MODEL.SKELETON)
     evidence = load_assembler(cfg, args.weights).evidence

@@ -27,7 +27,7 @@ from torch import nn
 
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
-from mpn_d2.engine.assembler_weights import has_weights, load_assembler
+from mpn_d2.engine.assembler_weights import load_assembler
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.setup import start_run
 from mpn_d2.engine.showcase import RunClock, goes_on
@@ -37,6 +37,7 @@ from mpn_d2.evaluation.error_budget import promises_one_to_one
 from mpn_d2.evaluation.noise import NOISE_ROWS, noise_table
 from mpn_d2.evaluation.scenes import annotated_scenes
 from mpn_d2.modeling.assembly import build_matching, build_pose_assembler
+from mpn_d2.modeling.assembly.weights import has_weights
 from mpn_d2.structures.skeleton import get_skeleton
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.results import update_results
@@ -252,7 +253,8 @@ def run(name: str, row: Row, folder: Path, results: Path, options: list[str]) ->
             figures = {k: table[f"noise/{damage}/{k}"] for k in ("AP", "owner_share")}
             update_results(results, f"{row.split}/noise/{damage}/{label}", figures, **record)
     if row.group is None and has_weights(assembler):
-        number = sum(p.numel() for p in assembler.parameters())
+        # UCR's numbers are a buffer.
+        number = sum(t.numel() for t in assembler.state_dict().values() if t.numel() > 1)
         update_results(results, "params", {row.config: number}, keep=True, **record)
 
 

@@ -8,9 +8,10 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
+from mpn_d2.config import load_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer, read_weights, some_names
 from mpn_d2.modeling.assembly import build_pose_assembler
-from mpn_d2.modeling.assembly.weights import PREFIX
+from mpn_d2.modeling.assembly.weights import PREFIX, has_weights
 
 
 class _Holder(nn.Module):
@@ -58,6 +59,27 @@ def load_assembler(cfg: CfgNode, weights: str | None = None) -> nn.Module:
     return assembler
 
 
+def assembler_options(
+    config_file: str, opts: list[str], evidence: str | None, matching: str | None
+) -> list[str]:
+    """Config options that put another evidence or matching into a config, for command lines.
+
+    Args:
+        config_file: of the assembler.
+        opts: KEY VALUE pairs of the user, which win where they name weights.
+        evidence, matching: None leaves the config's.
+    """
+    changed = []
+    if evidence is not None:
+        if evidence != load_config(config_file, opts).MODEL.ASSEMBLER.EVIDENCE:
+            # The config's weights are those of its own evidence.
+            changed += ["MODEL.ASSEMBLER.WEIGHTS", ""]
+        changed += ["MODEL.ASSEMBLER.EVIDENCE", evidence]
+    if matching is not None:
+        changed += ["MODEL.ASSEMBLER.MATCHING", matching]
+    return [*changed, *opts]
+
+
 def save_half(path_in: str, path_out: str) -> None:
     """Writes the assembler of a checkpoint alone, in half precision: a sixth of a training's file.
 
@@ -88,9 +110,3 @@ def _half(value: torch.Tensor) -> torch.Tensor:
     half = value.half()
     fits = value.is_floating_point() and value.numel() > 1 and bool(half.isfinite().all())
     return half if fits else value
-
-
-def has_weights(assembler: nn.Module) -> bool:
-    """Whether anything in it is learned: parameters of more than one number, or buffers."""
-    tensors = [*assembler.parameters(), *assembler.buffers()]
-    return any(tensor.numel() > 1 for tensor in tensors)

@@ -21,10 +21,10 @@ from torch import nn
 
 from mpn_d2.config import merge_options
 from mpn_d2.data.loader import trains_without_images
-from mpn_d2.engine.assembler_weights import has_weights
 from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import TAG, PoseCheckpointer, read_progress, some_names
 from mpn_d2.engine.trainer import PoseTrainer
+from mpn_d2.modeling.assembly.weights import has_weights
 from mpn_d2.modeling.meta_arch.multiposenet import PARTS
 from mpn_d2.utils.files import write_text_atomically
 

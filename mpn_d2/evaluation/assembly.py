@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -11,8 +11,9 @@ from mpn_d2.evaluation.pose_evaluator import PoseEvaluator
 from mpn_d2.evaluation.scenes import Scene, check_one_to_one, owner_share, to_instances
 from mpn_d2.structures.outputs import AssembledPoses
 
-# Images that pass through the assembler at once.
-_BATCH = 32
+# What passes through the assembler at once: so many images, and boxes unless one image has more.
+_IMAGES = 32
+_BOXES = 512
 
 
 @torch.no_grad()
@@ -30,8 +31,7 @@ def assemble_scenes(
     assembler.eval()
     device = assembler.evidence.device
     poses = []
-    for first in range(0, len(scenes), _BATCH):
-        part = scenes[first : first + _BATCH]
+    for part in scene_batches(scenes):
         scored = part[0].box_scores is not None
         found = assembler.inference(
             [scene.candidates.to(device) for scene in part],
@@ -45,6 +45,19 @@ def assemble_scenes(
     if one_to_one:
         check_one_to_one(scenes, poses)
     return poses
+
+
+def scene_batches(scenes: list[Scene]) -> Iterator[list[Scene]]:
+    """The scenes in order, as many at a time as memory allows."""
+    part, boxes = [], 0
+    for scene in scenes:
+        if part and (len(part) == _IMAGES or boxes + len(scene.boxes) > _BOXES):
+            yield part
+            part, boxes = [], 0
+        part.append(scene)
+        boxes += len(scene.boxes)
+    if part:
+        yield part
 
 
 def evaluate_poses(

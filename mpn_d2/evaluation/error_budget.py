@@ -16,7 +16,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from mpn_d2.evaluation.assembly import assemble_scenes
+from mpn_d2.evaluation.assembly import assemble_scenes, scene_batches
 from mpn_d2.evaluation.owners import Rate, count_collisions, count_outside, oracle
 from mpn_d2.evaluation.people_scorer import PeopleScorer, joints_between, overlap_between
 from mpn_d2.evaluation.scenes import Scene, annotated_scenes, check_one_to_one, owner_share
@@ -44,8 +44,6 @@ MARGINS = (0.4, 0.6, 1.0)
 # Fewest labelled joints of the groups of people, and largest overlaps that part them.
 JOINT_STEPS = (1, 6, 11)
 OVERLAP_STEPS = (0.0, 0.1, 0.5)
-# Images that pass through the assembler at once.
-_BATCH = 32
 
 
 @dataclass
@@ -160,8 +158,7 @@ class _Bench:
     def batches(self) -> Iterator[tuple[list[Scene], PeopleBatch]]:
         """The scenes, some at a time, and the assembler's padded tensors of them."""
         device = self.assembler.evidence.device
-        for first in range(0, len(self.scenes), _BATCH):
-            part = self.scenes[first : first + _BATCH]
+        for part in scene_batches(self.scenes):
             candidates = [scene.candidates.to(device) for scene in part]
             yield part, self.assembler.collate(candidates, [s.boxes.to(device) for s in part])
 

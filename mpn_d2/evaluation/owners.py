@@ -52,13 +52,15 @@ def rate_by_owner(batch: PeopleBatch, part: list[Scene]) -> Rating:
 
 def own_joints(scene: Scene, num_keypoints: int) -> torch.Tensor:
     """(P, K, 3) x, y and 1 of the labelled joints of each box's own person, zeros elsewhere."""
-    people = int(torch.cat([scene.owners, scene.people]).max()) + 1 if len(scene.people) else 0
+    last = int(torch.cat([scene.owners, scene.people]).max()) if len(scene.people) else -1
+    people = max(last + 1, min(len(scene.people), 1))
     table = torch.zeros(people, num_keypoints, 3)
     known = (scene.owners >= 0) & (scene.owners < people)
     place = scene.owners[known], scene.candidates.types[known]
     table[(*place, slice(0, 2))] = scene.candidates.points[known]
     table[(*place, 2)] = 1.0
-    return table[scene.people]
+    mine = table[scene.people.clamp(min=0)]
+    return torch.where((scene.people >= 0)[:, None, None], mine, 0.0)
 
 
 def count_outside(scenes: list[Scene], num_keypoints: int, margin: float) -> int:

@@ -15,6 +15,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances
+from torchvision.ops import box_iou
 
 from mpn_d2.data.annotation_cache import read_json
 from mpn_d2.data.association_noise import Noise, noisy_boxes, noisy_keypoints
@@ -25,6 +26,10 @@ from mpn_d2.structures.outputs import AssembledPoses, Candidates
 _LEAST_SCORE = 1e-3
 # Larger coordinates (pixels) are mistakes, as in annotation files.
 _FAR = 1e5
+# A box of a file and an annotated one are the same person's from that IoU on.
+_SAME_PERSON = 0.5
+# In `people`: somebody who is not annotated. Not -1, the owner of false keypoints.
+_NOBODY = -2
 _UNUSABLE = f"is no number or beyond {_FAR:,.0f}"
 
 
@@ -39,8 +44,8 @@ class Scene:
         boxes: (P, 4) x1, y1, x2, y2.
         box_scores: (P,) in [0, 1]; None for annotated boxes, which all take part.
         owners: (C,) int64 annotated person of each candidate, -1 for none; None if not known.
-        people: (P,) int64 annotated person of each box; None if not known.
-        labelled: number of labelled joints of the image's people who have a box.
+        people: (P,) int64 annotated person of each box, negative for nobody; None if not known.
+        labelled: number of labelled joints of the image's people who have an annotated box.
     """
 
     image_id: int
@@ -114,7 +119,11 @@ def annotated_scenes(
 
 
 def with_keypoints(
-    scenes: list[Scene], path: str, num_keypoints: int, skipped: Skipped
+    scenes: list[Scene],
+    path: str,
+    num_keypoints: int,
+    skipped: Skipped,
+    person_id: int | None = None,
 ) -> list[Scene]:
     """The scenes with the keypoints of a file in the place of theirs.
 
@@ -124,6 +133,7 @@ def with_keypoints(
             apart, or [{"image_id", "keypoints": [[type, x, y, score], ...]}]; pixel indices.
         num_keypoints: K.
         skipped: counts what is left out.
+        person_id: category of people; entries of another one are skipped, unless None.
 
     Raises:
         ValueError: the file is no such list, a wrong number of keypoints, a type out of range;
@@ -133,8 +143,7 @@ def with_keypoints(
     for place, entry in enumerate(_entries(path, "keypoints")):
         where = f"{path}: entry {place}"
         found = _joints(entry["keypoints"], num_keypoints, where)
-        if entry["image_id"] not in rows:
-            skipped.counts["entries of images that are not in the annotations"] += 1
+        if not _is_wanted(entry, rows, person_id, skipped):
             continue
         for joint in found:
             if not _are_usable(joint):
@@ -155,13 +164,19 @@ def with_keypoints(
     return result
 
 
-def with_boxes(scenes: list[Scene], path: str, skipped: Skipped) -> list[Scene]:
+def with_boxes(
+    scenes: list[Scene], path: str, skipped: Skipped, person_id: int | None = None
+) -> list[Scene]:
     """The scenes with the boxes of a file in the place of theirs.
+
+    A box is that of the annotated person whose box it covers best, from an IoU of 0.5 on and no
+    two boxes of one person.
 
     Args:
         scenes: of all images; those without an entry in the file get no boxes.
         path: COCO results, {"image_id", "bbox": [x, y, width, height], "score"}.
         skipped: counts what is left out.
+        person_id: category of people; entries of another one are skipped, unless None.
 
     Raises:
         ValueError: the file is no such list; names file and entry.
@@ -174,9 +189,9 @@ def with_boxes(scenes: list[Scene], path: str, skipped: Skipped) -> list[Scene]:
                 f"{path}: entry {place}: bbox must be four numbers x, y, width, height, and score "
                 "a number"
             )
-        if entry["image_id"] not in rows:
-            skipped.counts["entries of images that are not in the annotations"] += 1
-        elif not _are_usable([*box, score]):
+        if not _is_wanted(entry, rows, person_id, skipped):
+            continue
+        if not _are_usable([*box, score]):
             skipped.counts[f"boxes with a side or score that {_UNUSABLE}"] += 1
         elif box[2] <= 0 or box[3] <= 0:
             skipped.counts["boxes without area"] += 1
@@ -187,12 +202,40 @@ def with_boxes(scenes: list[Scene], path: str, skipped: Skipped) -> list[Scene]:
         table = torch.tensor(rows[scene.image_id], dtype=torch.float32).view(-1, 5)
         boxes = torch.cat([table[:, :2], table[:, :2] + table[:, 2:4]], dim=1)
         scores = table[:, 4].clamp(0.0, 1.0)
-        result.append(replace(scene, boxes=boxes, box_scores=scores, people=None))
+        people = _people_of_boxes(scene, boxes)
+        result.append(replace(scene, boxes=boxes, box_scores=scores, people=people))
     return result
 
 
+def _is_wanted(entry: dict, images: dict, person_id: int | None, skipped: Skipped) -> bool:
+    """Whether an entry of a results file is of a person in one of the images; else counts it."""
+    if person_id is not None and entry.get("category_id", person_id) != person_id:
+        skipped.counts["entries of other categories than people"] += 1
+        return False
+    if entry["image_id"] not in images:
+        skipped.counts["entries of images that are not in the annotations"] += 1
+        return False
+    return True
+
+
+def _people_of_boxes(scene: Scene, boxes: torch.Tensor) -> torch.Tensor:
+    """(P,) row of the annotated person of each box, _NOBODY for none."""
+    people = torch.full((len(boxes),), _NOBODY)
+    if scene.people is None or not len(boxes) or not len(scene.boxes):
+        return people
+    overlaps = box_iou(boxes, scene.boxes)
+    while True:
+        best = int(overlaps.argmax())
+        box, person = divmod(best, overlaps.shape[1])
+        if overlaps[box, person] < _SAME_PERSON:
+            return people
+        people[box] = scene.people[person]
+        overlaps[box] = 0.0
+        overlaps[:, person] = 0.0
+
+
 def owner_share(scenes: list[Scene], poses: list[AssembledPoses]) -> float | None:
-    """Share, 0 to 100, of the labelled joints of people with a box that came into their own box.
+    """Share, 0 to 100, of the labelled joints of annotated people that came into their own box.
 
     None where owners are not known, or nobody has joints. Joints that are missing among the
     candidates count as not given.

@@ -163,7 +163,7 @@ def test_boxes_of_a_file(dicts, tmp_path):
     scenes = with_boxes(annotated_scenes(dicts, K), written(tmp_path, text), skipped)
     assert scenes[0].boxes.tolist() == [[1, 2, 31, 42]] and scenes[0].box_scores.tolist() == [0.5]
     assert scenes[2].boxes.tolist() == [[5, 6, 12.5, 14]] and scenes[2].box_scores.tolist() == [1]
-    assert scenes[1].boxes.shape == (0, 4) and scenes[0].people is None
+    assert scenes[1].boxes.shape == (0, 4) and scenes[0].people.tolist() == [-2]
     assert dict(skipped.counts) == {
         ELSEWHERE: 1,
         "boxes without area": 2,

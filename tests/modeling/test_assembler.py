@@ -6,12 +6,10 @@ import math
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from detectron2.data.datasets import load_coco_json
 
-from mpn_d2.config import add_mpn_config
 from mpn_d2.data.association import build_association_samples
-from mpn_d2.modeling.assembly import PoseAssembler, build_pose_assembler
+from mpn_d2.modeling.assembly import PoseAssembler
 from mpn_d2.modeling.assembly.grid_evidence import GridEvidence
 from mpn_d2.modeling.assembly.grid_input import HeatmapInput, PeaksInput
 from mpn_d2.modeling.assembly.grid_networks import (
@@ -408,28 +406,3 @@ def test_nan_points_and_evidence_assign_nothing():
     evidence = torch.full((1, K, *SIZE), float("nan"))
     pose = assemble_grids(model, model.collate([candidates], [box]), evidence)[0]
     assert (pose.candidate_ids == -1).all() and torch.isfinite(pose.keypoints).all()
-
-
-@pytest.mark.parametrize("evidence", ["prn", "prn_nonresidual", "ucr", "max", "identity"])
-@pytest.mark.parametrize("matching", ["reference", "mutual_best", "hungarian", "argmax"])
-def test_every_combination_is_built_from_the_config(evidence, matching):
-    cfg = get_cfg()
-    add_mpn_config(cfg)
-    cfg.MODEL.ASSEMBLER.EVIDENCE = evidence
-    cfg.MODEL.ASSEMBLER.MATCHING = matching
-    cfg.MODEL.PRN.NODES = 4
-    model = build_pose_assembler(cfg).eval()
-    assert model.num_keypoints == 17 and model.evidence.size == (56, 36)
-    candidates, boxes, _ = random_batch(0)
-    assert len(model.inference(candidates, boxes)) == len(boxes)
-    if evidence.startswith("prn"):
-        prn = model.evidence.network
-        assert prn.residual == (evidence == "prn") and len(prn.hidden) == 2
-
-
-def test_unknown_parts_list_the_known_ones():
-    cfg = get_cfg()
-    add_mpn_config(cfg)
-    cfg.MODEL.ASSEMBLER.EVIDENCE = "oracle"
-    with pytest.raises(ValueError, match="identity, learned, max, prn"):
-        build_pose_assembler(cfg)

@@ -172,6 +172,39 @@ def test_what_cannot_be_used_is_counted(tmp_path, truth, capsys):
         assert line in printed
 
 
+def test_other_categories_are_no_people(tmp_path, truth, capsys):
+    """A results file of all of COCO's classes: the same boxes once more as category 27."""
+    boxes = [
+        {"image_id": i, "category_id": c, "bbox": [x, 30, 120, 200], "score": 0.9}
+        for c in (1, 27)
+        for i, x in ((1, 10), (1, 100), (3, 400))
+    ]
+    found = results_of(tmp_path, truth, "--boxes", write(tmp_path / "boxes.json", boxes))
+    assert len(found) == 3
+    assert "skipped 3 entries of other categories than people" in capsys.readouterr().out
+    keypoints = [{**person(3, 400), "category_id": c, "score": 1.0} for c in (1, 27)]
+    found = results_of(tmp_path, truth, "--keypoints", write(tmp_path / "poses.json", keypoints))
+    assert len(found) == 1 and sum(found[0]["keypoints"][2::3]) > 0
+    assert "skipped 1 entries of other categories" in capsys.readouterr().out
+
+
+def test_owners_of_joints_in_boxes_of_a_file(tmp_path, truth, capsys):
+    """One box is the second person's, one nobody's: the first person's joints reach no owner."""
+    boxes = [
+        {"image_id": 1, "bbox": [102, 32, 120, 200], "score": 0.9},
+        {"image_id": 1, "bbox": [700, 300, 50, 60], "score": 0.8},
+        {"image_id": 3, "bbox": [400, 30, 120, 200], "score": 0.9},
+        {"image_id": 3, "bbox": [401, 31, 120, 200], "score": 0.2},
+    ]
+    run(truth, "--boxes", write(tmp_path / "boxes.json", boxes), "--matching", "hungarian")
+    share = float(capsys.readouterr().out.split("owner_share ")[1].split()[0])
+    # K, 8 and K joints; some of the second person's go to nobody else's box.
+    assert share <= 100 * (8 + K) / (2 * K + 8) + 0.1
+    assert share >= 100 * K / (2 * K + 8) - 0.1
+    run(truth, "--keypoints", write(tmp_path / "poses.json", [person(3, 400)]))
+    assert "not known of keypoints of a file" in capsys.readouterr().out
+
+
 def test_nothing_given_is_an_empty_result(tmp_path, truth, capsys):
     nothing = write(tmp_path / "nothing.json", [])
     assert results_of(tmp_path, truth, "--boxes", nothing) == []

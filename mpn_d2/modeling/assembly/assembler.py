@@ -42,6 +42,7 @@ class PoseAssembler(nn.Module):
         fallback: "none" leaves a joint without candidate out; "argmax" puts it at the largest
             evidence with score 0 (every unassigned joint; the authors' code does so only in
             images where some type has no candidate at all).
+        least_evidence: pairs with a lower score do not match.
         box_score_thresh: boxes with a lower score claim nothing.
         pose_score: what the score of a pose is the product of, of POSE_SCORES.
     """
@@ -54,6 +55,7 @@ class PoseAssembler(nn.Module):
         matching: Matching,
         num_keypoints: int,
         fallback: str = "none",
+        least_evidence: float = 0.0,
         box_score_thresh: float = 0.0,
         pose_score: Sequence[str] = ("keypoints",),
     ) -> None:
@@ -66,6 +68,7 @@ class PoseAssembler(nn.Module):
         self.matching = matching
         self.num_keypoints = num_keypoints
         self.fallback = fallback
+        self.least_evidence = least_evidence
         self.box_score_thresh = box_score_thresh
         self.pose_score = tuple(pose_score)
         unknown = sorted(set(self.pose_score) - set(POSE_SCORES))
@@ -87,6 +90,7 @@ class PoseAssembler(nn.Module):
             "matching": build_matching(cfg),
             "num_keypoints": get_skeleton(cfg.MODEL.SKELETON).num_keypoints,
             "fallback": cfg.MODEL.ASSEMBLER.FALLBACK,
+            "least_evidence": cfg.MODEL.ASSEMBLER.LEAST_EVIDENCE,
             "box_score_thresh": cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
             "pose_score": cfg.MODEL.ASSEMBLER.POSE_SCORE,
         }
@@ -190,7 +194,8 @@ class PoseAssembler(nn.Module):
 
         Where the rating says nothing of the poses, "oks" of the pose score counts as 1.
         """
-        pair_scores = batch.spread(rating.pair_scores)
+        allowed = rating.pair_scores >= self.least_evidence
+        pair_scores = batch.spread(torch.where(allowed, rating.pair_scores, 0.0))
         peaks = batch.spread(rating.peaks) if self.needs_peaks else None
         distances = None
         if self.matching.joints_at_peaks:

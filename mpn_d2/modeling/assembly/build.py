@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
 from torch import nn
 
-from mpn_d2.modeling.assembly.weights import load_assembler_weights
+from mpn_d2.modeling.assembly.weights import has_weights, load_assembler_weights
 
 
 class KeyedRegistry(Registry):
@@ -60,10 +60,13 @@ Functions of cfg that return a `Matching`: a `MatchingProblem` to the chosen can
 
 
 def build_pose_assembler(cfg: CfgNode) -> nn.Module:
-    """Builds the assembler named by MODEL.ASSEMBLER.NAME, with MODEL.ASSEMBLER.WEIGHTS if any."""
+    """Builds the assembler named by MODEL.ASSEMBLER.NAME, with MODEL.ASSEMBLER.WEIGHTS if any.
+
+    Evidence without weights (identity, max) does not look at them.
+    """
     key = "MODEL.ASSEMBLER.NAME"
     assembler = POSE_ASSEMBLER_REGISTRY.build(cfg.MODEL.ASSEMBLER.NAME, key, cfg)
-    if cfg.MODEL.ASSEMBLER.WEIGHTS:
+    if cfg.MODEL.ASSEMBLER.WEIGHTS and has_weights(assembler):
         load_assembler_weights(assembler, cfg.MODEL.ASSEMBLER.WEIGHTS)
     return assembler
 

@@ -52,3 +52,9 @@ def filled_names(model: nn.Module) -> set[str]:
     if not getattr(getattr(model, "assembler", None), "weights_name", ""):
         return set()
     return {name for name in model.state_dict() if name.startswith(PREFIX)}
+
+
+def has_weights(assembler: nn.Module) -> bool:
+    """Whether anything in it is learned: parameters of more than one number, or buffers."""
+    tensors = [*assembler.parameters(), *assembler.buffers()]
+    return any(tensor.numel() > 1 for tensor in tensors)

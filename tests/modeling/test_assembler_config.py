@@ -1,0 +1,45 @@
+"""Assemblers built from the config: all parts combine, mistakes are named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+from mpn_d2.config import add_mpn_config
+from mpn_d2.modeling.assembly import build_pose_assembler
+from mpn_d2.structures.outputs import Candidates
+
+
+@pytest.mark.parametrize(
+    "evidence", ["prn", "prn_nonresidual", "ucr", "max", "identity", "learned"]
+)
+@pytest.mark.parametrize("matching", ["reference", "mutual_best", "hungarian", "argmax"])
+def test_every_combination_is_built_from_the_config(evidence, matching):
+    cfg = get_cfg()
+    add_mpn_config(cfg)
+    cfg.MODEL.ASSEMBLER.EVIDENCE = evidence
+    cfg.MODEL.ASSEMBLER.MATCHING = matching
+    cfg.MODEL.ASSEMBLER.SAMPLES = "images" if evidence == "learned" else "people"
+    cfg.MODEL.PRN.NODES = 4
+    model = build_pose_assembler(cfg).eval()
+    assert model.num_keypoints == 17
+    assert evidence == "learned" or model.evidence.size == (56, 36)
+    points = torch.rand(40, 2, generator=torch.Generator().manual_seed(0)) * 90
+    candidates = Candidates(points, torch.arange(40) % 17, torch.ones(40))
+    boxes = torch.tensor([[0.0, 0, 60, 90], [30, 0, 90, 90]])
+    poses, none = model.inference([candidates, candidates], [boxes, boxes[:0]])
+    assert poses.keypoints.shape == (2, 17, 3) and none.keypoints.shape == (0, 17, 3)
+    ids = poses.candidate_ids[poses.candidate_ids >= 0]
+    assert len(ids) and (matching == "argmax" or len(ids) == len(ids.unique()))
+    if evidence.startswith("prn"):
+        prn = model.evidence.network
+        assert prn.residual == (evidence == "prn") and len(prn.hidden) == 2
+
+
+def test_unknown_parts_list_the_known_ones():
+    cfg = get_cfg()
+    add_mpn_config(cfg)
+    cfg.MODEL.ASSEMBLER.EVIDENCE = "oracle"
+    with pytest.raises(ValueError, match="identity, learned, max, prn"):
+        build_pose_assembler(cfg)
