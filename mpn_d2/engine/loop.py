@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
@@ -130,8 +129,9 @@ class TrainingLoop(SimpleTrainer):
             return True
         groups = self.optimizer.param_groups
         gradients = [p.grad for g in groups for p in g["params"] if p.grad is not None]
-        # The largest: a sum of squares may overflow where every gradient is finite.
-        return bool(torch.nn.utils.get_total_norm(gradients, norm_type=math.inf).isfinite())
+        # Extremes, NaN where there is one: a sum may overflow where every gradient is finite.
+        extremes = [x for gradient in gradients if gradient.numel() for x in gradient.aminmax()]
+        return not extremes or bool(torch.stack(extremes).isfinite().all())
 
     def autocast(self) -> AbstractContextManager:
         """The precision that the model runs in."""
