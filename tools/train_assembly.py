@@ -23,10 +23,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from torch import nn
 
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
+from mpn_d2.data.own_datasets import register_own_datasets
 from mpn_d2.engine.assembler_weights import load_assembler
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.setup import start_run
@@ -34,6 +36,7 @@ from mpn_d2.engine.showcase import RunClock, goes_on
 from mpn_d2.engine.stages import FINAL, train
 from mpn_d2.evaluation.assembly import assemble_scenes, evaluate_poses
 from mpn_d2.evaluation.error_budget import promises_one_to_one
+from mpn_d2.evaluation.held_out import hold_out
 from mpn_d2.evaluation.noise import NOISE_ROWS, noise_table
 from mpn_d2.evaluation.scenes import annotated_scenes
 from mpn_d2.modeling.assembly import build_matching, build_pose_assembler
@@ -44,7 +47,13 @@ from mpn_d2.utils.results import update_results
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs" / "MultiPoseNet"
-SPLITS = {"coco_poses_val": "coco_poses_val", "val2017_half": "coco_poses_full_val2017_half"}
+# Part of train2017's images, to choose by.
+HELD_OUT = "train2017_dev"
+SPLITS = {
+    "coco_poses_val": "coco_poses_val",
+    "val2017_half": "coco_poses_full_val2017_half",
+    HELD_OUT: HELD_OUT,
+}
 # Where configs <name>_<data> are tested.
 SPLIT_OF = {"poses": "coco_poses_val", "coco": "val2017_half"}
 # Matchings that every trained row is tried with, beside its config's own.
@@ -62,7 +71,7 @@ class Row:
 
     Attributes:
         config: name of a file in configs/MultiPoseNet.
-        split: of SPLITS.
+        split: of SPLITS; HELD_OUT trains on train2017 without the images of that split.
         options: changes of the config.
         group: prefix of the figures below the split; None: the config's name.
         matchings: that it is evaluated with; none: its config's own.
@@ -107,9 +116,7 @@ def rows() -> dict[str, Row]:
         found[label] = Row("PRN_coco", "val2017_half", changes, group=label)
     for label, changes in IDEAS.items():
         options = [*changes, *SHORT_PAIRS]
-        found[f"ideas/{label}"] = Row(
-            "Assembler_coco", "val2017_half", options, group=f"ideas/{label}"
-        )
+        found[f"ideas/{label}"] = Row("Assembler_coco", HELD_OUT, options, group=f"ideas/{label}")
     return found
 
 
@@ -164,9 +171,9 @@ def group_table(metrics: Metrics, name: str) -> str:
     lines = [
         (
             f"`{row.removeprefix(f'{name}/')}`",
-            [metrics.get(f"val2017_half/{row}/{key}") for key in ("AP", "owner_share")],
+            [metrics.get(f"{found.split}/{row}/{key}") for key in ("AP", "owner_share")],
         )
-        for row in rows()
+        for row, found in rows().items()
         if row.startswith(f"{name}/")
     ]
     return markdown_table(["", "AP", "to their owner, %"], lines)
@@ -215,19 +222,23 @@ def main(args: Namespace) -> None:
     results = Path(args.output) / "results" / "assembly.json"
     for name, row in known.items():
         if not args.only or name in args.only:
-            run(name, row, Path(args.runs) / "assembly" / name, results, args.opts)
+            run(name, row, Path(args.runs) / "assembly", results, args.opts)
     page = Path(args.output) / "assembly.md"
     if page.is_file():
         fill_tables(page, tables(json.loads(results.read_text())["metrics"]))
 
 
-def run(name: str, row: Row, folder: Path, results: Path, options: list[str]) -> None:
+def run(name: str, row: Row, runs: Path, results: Path, options: list[str]) -> None:
     """Trains and evaluates a row, and records its figures."""
     print(f"== {name}", flush=True)
+    folder = runs / name
     # From scratch, not from the weights that come with the package.
     options = ["MODEL.ASSEMBLER.WEIGHTS", "", *row.options, *options, "OUTPUT_DIR", str(folder)]
+    if row.split == HELD_OUT:
+        options = held_out_options(runs / "held_out") + options
     cfg = load_config(str(CONFIGS / f"{row.config}.yaml"), options)
     cfg.freeze()
+    register_own_datasets(cfg)
     assembler, seconds = trained_assembler(cfg, options)
     dicts = load_pose_dicts([SPLITS[row.split]], is_train=False, need_images=False)
     own = cfg.MODEL.ASSEMBLER.MATCHING
@@ -256,6 +267,16 @@ def run(name: str, row: Row, folder: Path, results: Path, options: list[str]) ->
         # UCR's numbers are a buffer.
         number = sum(t.numel() for t in assembler.state_dict().values() if t.numel() > 1)
         update_results(results, "params", {row.config: number}, keep=True, **record)
+
+
+def held_out_options(folder: Path) -> list[str]:
+    """Config options that train on most of train2017 and test on the rest; writes both files."""
+    hold_out(MetadataCatalog.get("coco_poses_full_train2017").json_file, folder, one_in=28)
+    options = []
+    for key, part, dataset in (("TRAIN", "fit", "train2017_fit"), ("TEST", "dev", HELD_OUT)):
+        options += [f"DATASETS.OWN.{dataset}.JSON", str(folder / f"{part}.json")]
+        options += [f"DATASETS.{key}", f"('{dataset}',)"]
+    return options
 
 
 def trained_assembler(cfg: CfgNode, options: list[str]) -> tuple[nn.Module, float]:

@@ -15,11 +15,11 @@ import os
 import zlib
 from pathlib import Path
 
+from mpn_d2.structures.oks import AREA_OF_BOX
+
 _GZIP_START = b"\x1f\x8b"
 # Part of the copies' names: counts up when they come to hold something else.
 _VERSION = 1
-# A person covers about half of their box; CrowdPose's evaluation takes this share (design 7.9).
-AREA_OF_BOX = 0.53
 
 
 def cache_folder() -> Path:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
+from mpn_d2.structures.oks import AREA_OF_BOX
 from mpn_d2.structures.skeleton import get_skeleton
 
 # Side that a jittered box keeps at least, pixels.
@@ -89,7 +90,7 @@ def noisy_keypoints(
     count = int(labelled.sum())
     if noise.position > 0:
         sides = boxes[:, 2:] - boxes[:, :2]
-        scale = (0.53 * sides.prod(dim=1).clamp(min=0.0)).sqrt()
+        scale = (AREA_OF_BOX * sides.prod(dim=1).clamp(min=0.0)).sqrt()
         spread = scale[:, None] * torch.tensor(sigmas, dtype=torch.float32) * noise.position
         result[..., :2] += spread[..., None] * _normal(rng, (people, types, 2))
     if noise.missing > 0:

@@ -30,7 +30,9 @@ def run(folder, *arguments):
 def test_rows_train_by_configs_that_exist_and_differ_as_named():
     for name, row in tool.rows().items():
         cfg = load_config(str(tool.CONFIGS / f"{row.config}.yaml"), list(row.options))
-        assert tuple(cfg.DATASETS.TEST) == (tool.SPLITS[row.split],), name
+        if row.split != tool.HELD_OUT:
+            assert tuple(cfg.DATASETS.TEST) == (tool.SPLITS[row.split],), name
+        assert row.split == tool.HELD_OUT or not name.startswith("ideas/")
         if name.startswith("E6/"):
             nodes, dropout, residual = name.removeprefix("E6/").split("_")
             assert cfg.MODEL.PRN.NODES == int(nodes) and cfg.MODEL.PRN.DROPOUT == float(dropout)
@@ -68,6 +70,30 @@ def test_a_row_is_recorded_beside_the_others_and_goes_on(tmp_path, mpn_data, mon
     assert log.read_text() == before
     with pytest.raises(ValueError, match="rows are identity_poses"):
         run(tmp_path, "--only", "nothing")
+
+
+def test_ideas_are_tried_on_images_held_out_of_the_training_set(tmp_path, mpn_data, monkeypatch):
+    """Here of few people: trained on most of them, tested on the others."""
+    few = mpn_data / "coco_poses" / "annotations" / "person_keypoints_train.json"
+    folder = tmp_path / "data" / "coco_poses_full" / "annotations"
+    folder.mkdir(parents=True)
+    (folder / "person_keypoints_train2017.json").write_bytes(few.read_bytes())
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    tiny = ["--opts", "SOLVER.MAX_ITER", "2", "MODEL.ASSEMBLER.LEARNED.WIDTH", "8"]
+    content = run(tmp_path, "--only", "ideas/prior_alone", *tiny, "MODEL.DEVICE", "cpu")
+    assert content["metrics"]["train2017_dev/ideas/prior_alone/AP"] > 0
+    parts = {}
+    for part in ("fit", "dev"):
+        path = tmp_path / "runs" / "assembly" / "held_out" / f"{part}.json"
+        parts[part] = json.loads(path.read_text())
+    images = {p: {i["id"] for i in c["images"]} for p, c in parts.items()}
+    everything = json.loads(few.read_text())
+    assert not images["fit"] & images["dev"] and len(images["dev"]) > 3
+    assert images["fit"] | images["dev"] == {i["id"] for i in everything["images"]}
+    for part, content in parts.items():
+        assert {a["image_id"] for a in content["annotations"]} <= images[part]
+    total = sum(len(c["annotations"]) for c in parts.values())
+    assert total == len(everything["annotations"])
 
 
 def test_noise_rows_are_recorded_by_damage(tmp_path, mpn_data, monkeypatch):

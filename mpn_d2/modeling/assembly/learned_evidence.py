@@ -18,7 +18,7 @@ from mpn_d2.modeling.assembly.evidence import Evidence, Rating
 from mpn_d2.modeling.assembly.pair_losses import ownership_loss, pose_quality
 from mpn_d2.modeling.assembly.pair_network import PairFindings, PairNetwork, Pairs, box_features
 from mpn_d2.modeling.assembly.people_batch import PeopleBatch, collate_people
-from mpn_d2.structures.oks import joint_similarity
+from mpn_d2.structures.oks import AREA_OF_BOX, joint_similarity
 from mpn_d2.structures.outputs import Candidates, HeatmapOutputs
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -26,8 +26,6 @@ from mpn_d2.structures.skeleton import get_skeleton
 _PLACE_WEIGHT = 1.0
 # Of the loss of the expected quality of poses.
 _OKS_WEIGHT = 1.0
-# Area of a person as a share of her box's (design 7.9).
-_AREA_SHARE = 0.53
 # From there on (a joint's OKS term) a predicted keypoint is somebody's joint.
 _LEAST_SIMILARITY = 0.5
 # A pair that may match never scores 0, however unlikely it is.
@@ -182,7 +180,7 @@ def _corner_and_sides(boxes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _areas(boxes: torch.Tensor) -> torch.Tensor:
     """(B,) of the boxes' people."""
-    return _AREA_SHARE * _corner_and_sides(boxes)[1].prod(dim=1)
+    return AREA_OF_BOX * _corner_and_sides(boxes)[1].prod(dim=1)
 
 
 def _place_loss(places: torch.Tensor, truth: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
