@@ -6,6 +6,7 @@ gloo. See docs/distributed.md.
 
 from __future__ import annotations
 
+import gc
 import os
 from argparse import Namespace
 from collections.abc import Callable
@@ -34,8 +35,7 @@ def run_in_processes(main: Callable[[Namespace], None], args: Namespace) -> None
     if _started_by_torchrun(args):
         _join_torchrun()
         main(args)
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        _leave_group()
         return
     check_processes(args.num_gpus)
     launch(
@@ -64,7 +64,18 @@ def check_processes(count: int) -> None:
 def _main_of_process(main: Callable[[Namespace], None], args: Namespace) -> None:
     _share_cores()
     main(args)
+    _leave_group()
+
+
+def _leave_group() -> None:
+    """Ends the threads of the process group while Python can still wait for them.
+
+    Models in cycles of references hold the group; a thread of it that wants Python's lock while
+    the interpreter ends aborts a process that has done its work.
+    """
     if torch.distributed.is_initialized():
+        gc.collect()
+        comm.synchronize()
         torch.distributed.destroy_process_group()
 
 
