@@ -17,7 +17,8 @@ from mpn_d2.data.association import (
     build_association_loader,
     build_association_samples,
 )
-from mpn_d2.data.association_noise import AssociationAugmentation, mirror_sample
+from mpn_d2.data.association_noise import AssociationAugmentation, Noise, mirror_sample
+from mpn_d2.structures.skeleton import get_skeleton
 
 
 def person(labelled, box=(10.0, 20.0, 30.0, 40.0), joints=5, **extra):
@@ -153,6 +154,42 @@ def test_stream_resumes_exactly(curriculum, start):
         assert sorted(flat[epoch * 7 : epoch * 7 + 7]) == list(range(7))
     if curriculum == "sorted":
         assert flat[:7] == flat[7:14] == list(range(7))
+
+
+def test_stream_of_images_resumes_exactly_with_all_that_is_drawn():
+    """Noise, scores, idle boxes and mirroring of an image depend on its place in the stream."""
+    generator = torch.Generator().manual_seed(0)
+    samples = []
+    for number in range(5):
+        corner = torch.rand(4, 2, generator=generator) * 100
+        boxes = torch.cat([corner, corner + 50], dim=1)
+        keypoints = torch.cat([boxes[:, None, :2] + 20, torch.full((4, 1, 1), 2.0)], dim=2)
+        keypoints = keypoints.repeat(1, len(get_skeleton("coco").sigmas), 1)
+        samples.append({"image_id": number, "keypoints": keypoints, "boxes": boxes})
+    augment = AssociationAugmentation(
+        flip_prob=0.5,
+        flip_indices=tuple(get_skeleton("coco").flip_indices),
+        noise=Noise(0.1, 0.2, 0.3, 1.0),
+        noise_prob=0.7,
+        sigmas=tuple(get_skeleton("coco").sigmas),
+        unannotated=0.5,
+        crowd=0.5,
+        scored=0.5,
+    )
+
+    def batches(start, count):
+        loader = build_association_loader(samples, 3, "none", 4, start, augment)
+        return list(itertools.islice(iter(loader), count))
+
+    whole = batches(0, 8)
+    assert any("candidate_scores" in sample for batch in whole for sample in batch)
+    for start in (1, 5):
+        for batch, again in zip(whole[start:], batches(start, 8 - start), strict=True):
+            for sample, other in zip(batch, again, strict=True):
+                assert sample.keys() == other.keys()
+                for key, value in sample.items():
+                    same = value == other[key]
+                    assert bool(same.all() if isinstance(same, torch.Tensor) else same), key
 
 
 def test_a_batch_larger_than_the_set():

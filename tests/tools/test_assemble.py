@@ -232,6 +232,35 @@ def test_annotations_without_people(tmp_path, capsys):
             run(annotations(tmp_path, []), option)
 
 
+def test_without_more_our_trained_assembler_does_it(tmp_path, truth, capsys):
+    """No config, evidence or weights named; also with input that nobody can use."""
+    output = tmp_path / "poses.json"
+    line = ["--annotations", truth, "--output", str(output)]
+    assemble.main(assemble.parse_args(line))
+    assert "AP50 100.0" in capsys.readouterr().out and len(json.loads(output.read_text())) == 3
+    many = [
+        {"image_id": 3, "bbox": [380 + i % 20, 20 + i // 20, 120 - i % 7, 200], "score": 0.9}
+        for i in range(300)
+    ]
+    flat = [{"image_id": 3, "bbox": [400, 30, 0, 200]}, {"image_id": 77, "bbox": [1, 2, 3, 4]}]
+    far = [{"image_id": 3, "keypoints": [[0, 5, 5, 1.0], [0, 1e9, 5, 1.0]]}]
+    for option, content in (
+        ("--boxes", many),
+        ("--boxes", flat),
+        ("--boxes", []),
+        ("--keypoints", []),
+        ("--keypoints", far),
+    ):
+        given = write(tmp_path / "given.json", content)
+        assemble.main(assemble.parse_args([*line, option, given]))
+        rows = json.loads(output.read_text())
+        used = [(k, *j[:2]) for row in rows for k, j in joints(row).items() if j[2]]
+        assert len(used) == len(set(used)) and bool(used) == (content is many)
+    assemble.main(assemble.parse_args([*line, "--evidence", "identity"]))
+    with pytest.raises(ValueError, match="prn needs weights"):
+        assemble.main(assemble.parse_args([*line, "--evidence", "prn"]))
+
+
 def test_annotated_boxes_without_area_get_nothing(tmp_path):
     flat = {**person(1, 300), "bbox": [300, 30, 0, 200]}
     rows = results_of(tmp_path, annotations(tmp_path, [person(1, 10), flat]))

@@ -72,6 +72,15 @@ def test_a_row_is_recorded_beside_the_others_and_goes_on(tmp_path, mpn_data, mon
         run(tmp_path, "--only", "nothing")
 
 
+def test_ucr_on_the_small_collection(tmp_path, mpn_data, monkeypatch):
+    """All annotated boxes, the authors' matching (issue 5: about 0.72, within 0.02)."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(mpn_data))
+    metrics = run(tmp_path, "--only", "UCR_poses")["metrics"]
+    assert 70 <= metrics["coco_poses_val/UCR_poses/ucr+reference/AP"] <= 74
+    # A grid of 56 x 36 for each of 17 types.
+    assert metrics["params/UCR_poses"] == 17 * 56 * 36
+
+
 def test_ideas_are_tried_on_images_held_out_of_the_training_set(tmp_path, mpn_data, monkeypatch):
     """Here of few people: trained on most of them, tested on the others."""
     few = mpn_data / "coco_poses" / "annotations" / "person_keypoints_train.json"
