@@ -225,10 +225,11 @@ def _add_assembly_keys(cfg: CN) -> None:
     # COCO's ten OKS thresholds that it expects to pass). [references: keypoints]
     cfg.MODEL.ASSEMBLER.POSE_SCORE = ["keypoints"]
 
-    # What the assembly trains on: people (one box each) | images (all boxes together; learned).
+    # What the assembly trains on: people (one box each) [paper] | images (all boxes together; what
+    # evidence learned needs) [ours].
     cfg.MODEL.ASSEMBLER.SAMPLES = "people"
-    # Evidence learned (ours): features of a (box, candidate) pair.
     cfg.MODEL.ASSEMBLER.LEARNED = CN()
+    # Evidence learned: features of a (box, candidate) pair. [ours]
     cfg.MODEL.ASSEMBLER.LEARNED.WIDTH = 64
     # Numbers in each message between pairs, boxes and candidates. [ours]
     cfg.MODEL.ASSEMBLER.LEARNED.MESSAGE = 24
@@ -309,12 +310,12 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.NOISE.FALSE = 0.2
     # Place of keypoints: standard deviation in COCO sigmas of their type (spec E7's OKS scale).
     cfg.INPUT.NOISE.POSITION = 1.0
-    # ASSEMBLER.SAMPLES images: probability that somebody keeps a box but no keypoints, 0 to 1.
+    # ASSEMBLER.SAMPLES images: probability that somebody keeps a box but no keypoints, 0 to 1. [ours]
     cfg.INPUT.NOISE.UNANNOTATED = 0.0
-    # ASSEMBLER.SAMPLES images: probability of a box around several people (a crowd), 0 to 1.
+    # ASSEMBLER.SAMPLES images: probability of a box around several people (a crowd), 0 to 1. [ours]
     cfg.INPUT.NOISE.CROWD = 0.0
     # ASSEMBLER.SAMPLES images: probability that the candidates of a degraded sample get scores, low
-    # ones more often where they are false, 0 to 1; else all are 1.
+    # ones more often where they are false, 0 to 1; else all are 1. [ours]
     cfg.INPUT.NOISE.SCORED = 0.5
 
     cfg.EVAL = CN()
