@@ -310,7 +310,7 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.NOISE.FALSE = 0.2
     # Place of keypoints: standard deviation in COCO sigmas of their type (spec E7's OKS scale).
     cfg.INPUT.NOISE.POSITION = 1.0
-    # ASSEMBLER.SAMPLES images: probability that somebody keeps a box but no keypoint, 0 to 1. [ours]
+    # ASSEMBLER.SAMPLES images: probability that somebody has a box but no keypoint, 0 to 1. [ours]
     cfg.INPUT.NOISE.UNANNOTATED = 0.0
     # ASSEMBLER.SAMPLES images: probability of a box around several people (a crowd), 0 to 1. [ours]
     cfg.INPUT.NOISE.CROWD = 0.0

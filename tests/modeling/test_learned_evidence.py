@@ -311,3 +311,22 @@ def test_pose_scores_expect_the_quality_of_poses():
     assert poses.scores[0] == rating.pose_oks[0]
     for poses in model.inference(*random_batch()):
         assert ((poses.scores >= 0) & (poses.scores <= 1)).all()
+
+
+def test_pairs_below_the_least_evidence_do_not_match():
+    candidates, boxes = random_batch()
+    whole = assembler()
+    batch = whole.collate(candidates, boxes)
+    with torch.no_grad():
+        rating = whole.rate(batch)
+    found = torch.cat([p.candidate_ids.flatten() for p in whole.assemble(batch, rating)])
+    least = float(rating.pair_scores[rating.pair_scores > 0].median())
+    strict = assembler(least_evidence=least)
+    strict.load_state_dict(whole.state_dict())
+    poses = strict.assemble(batch, rating)
+    kept = torch.cat([p.candidate_ids.flatten() for p in poses])
+    assert 0 < (kept >= 0).sum() < (found >= 0).sum()
+    # What is left is matched as if the others had never been rated.
+    rating.pair_scores = torch.where(rating.pair_scores >= least, rating.pair_scores, 0.0)
+    again = torch.cat([p.candidate_ids.flatten() for p in whole.assemble(batch, rating)])
+    assert torch.equal(kept, again)
