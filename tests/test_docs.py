@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,17 @@ def test_pictures_and_files_that_pages_name_exist(page):
         target = part.split(")")[0].split("#")[0]
         if target and "://" not in target:
             assert (DOCS / target).exists(), f"docs/{page} links to {target}"
+
+
+def test_tables_of_assembling_show_the_results():
+    """Every figure of the tables is one of assembly.json, as the command that fills them says."""
+    spec = importlib.util.spec_from_file_location(
+        "train_assembly_for_docs", DOCS.parent / "tools" / "train_assembly.py"
+    )
+    tool = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = tool  # dataclasses look their module up
+    spec.loader.exec_module(tool)
+    results = json.loads((DOCS / "results" / "assembly.json").read_text())["metrics"]
+    page = (DOCS / "assembly.md").read_text()
+    for name, table in tool.tables(results).items():
+        assert f"<!-- table {name} -->\n{table}\n<!-- end {name} -->" in page, name
