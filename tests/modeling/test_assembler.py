@@ -1,4 +1,4 @@
-"""The whole assembly: pair scores by a slow loop, oracle evidence, real poses, odd inputs."""
+"""The whole assembly: pair scores by a slow loop, odd inputs."""
 
 from __future__ import annotations
 
@@ -6,69 +6,21 @@ import math
 
 import pytest
 import torch
-from detectron2.data.datasets import load_coco_json
+from assembler_cases import (
+    EMPTY_CANDIDATES,
+    MATCHINGS,
+    ONE_TO_ONE,
+    SIZE,
+    K,
+    assemble_grids,
+    assembler,
+    network,
+    random_batch,
+)
 
-from mpn_d2.data.association import build_association_samples
-from mpn_d2.modeling.assembly import PoseAssembler
-from mpn_d2.modeling.assembly.grid_evidence import GridEvidence
-from mpn_d2.modeling.assembly.grid_input import HeatmapInput, PeaksInput
-from mpn_d2.modeling.assembly.grid_networks import (
-    IdentityNetwork,
-    MaxNetwork,
-    PoseResidualNetwork,
-)
-from mpn_d2.modeling.assembly.matching import (
-    ArgmaxMatching,
-    HungarianMatching,
-    MutualBestMatching,
-    ReferenceMatching,
-)
+from mpn_d2.modeling.assembly.grid_networks import IdentityNetwork, MaxNetwork
+from mpn_d2.modeling.assembly.matching import ArgmaxMatching
 from mpn_d2.structures.outputs import Candidates, HeatmapOutputs
-
-K, SIZE = 3, (56, 36)
-MATCHINGS = [ReferenceMatching(), MutualBestMatching(), HungarianMatching(), ArgmaxMatching()]
-ONE_TO_ONE = MATCHINGS[:3]
-EMPTY_CANDIDATES = Candidates(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), torch.zeros(0))
-
-
-def assembler(grid_network=None, matching=None, num_keypoints=K, mode="peaks", **options):
-    evidence = GridEvidence(
-        grid_input=(PeaksInput if mode == "peaks" else HeatmapInput)(size=SIZE),
-        network=grid_network or IdentityNetwork(),
-        num_keypoints=num_keypoints,
-    )
-    matching = matching or MutualBestMatching()
-    return PoseAssembler(
-        evidence=evidence, matching=matching, num_keypoints=num_keypoints, **options
-    ).eval()
-
-
-def assemble_grids(model, batch, grids):
-    """Poses by the output grids (B, K, h, w) of any network."""
-    return model.assemble(batch, model.evidence.rate_grids(batch, grids, peaks=model.needs_peaks))
-
-
-def network(num_keypoints=K, **options):
-    options = {"nodes": 8, "num_hidden": 1, **options}
-    return PoseResidualNetwork(num_keypoints=num_keypoints, size=SIZE, **options).eval()
-
-
-def random_batch(seed, counts=((4, 9), (0, 5), (3, 0), (7, 20), (1, 1))):
-    generator = torch.Generator().manual_seed(seed)
-    candidates, boxes, scores = [], [], []
-    for people, joints in counts:
-        corner = torch.rand(people, 2, generator=generator) * 100
-        sides = torch.rand(people, 2, generator=generator) * 100 + 20
-        boxes.append(torch.cat([corner, corner + sides], dim=1))
-        scores.append(torch.rand(people, generator=generator))
-        candidates.append(
-            Candidates(
-                torch.rand(joints, 2, generator=generator) * 200,
-                torch.randint(0, K, (joints,), generator=generator),
-                torch.rand(joints, generator=generator) * 0.9 + 0.1,
-            )
-        )
-    return candidates, boxes, scores
 
 
 def slow_pair_score(point, score, box, evidence, window=15, margin=0.21):
@@ -178,72 +130,6 @@ def test_two_overlapping_people_with_a_known_answer(matching):
     assert poses.candidate_ids.tolist() == [[3, 4, 5], [0, 1, 2]]
     assert torch.equal(poses.keypoints[0, :, :2], left[:, :2])
     assert poses.scores.tolist() == pytest.approx([0.9, 0.9])
-
-
-def coco_images(path):
-    """Per image of the bundled sample: its samples, candidates (true joints), boxes, owners."""
-    images = {}
-    for sample in build_association_samples(load_coco_json(str(path), "", "mpn_test_assembly"), 1):
-        images.setdefault(sample["image_id"], []).append(sample)
-    result = []
-    for samples in images.values():
-        keypoints = samples[0]["keypoints"]
-        row, kind = (keypoints[..., 2] > 0).nonzero().unbind(1)
-        candidates = Candidates(keypoints[row, kind, :2], kind, torch.ones(len(row)))
-        result.append((samples, candidates, torch.stack([s["box"] for s in samples]), row))
-    return result
-
-
-def owner_share(images, poses):
-    """Share of the labelled joints of the boxes' people that were given to their owner."""
-    right = total = 0
-    for (samples, candidates, _, row), pose in zip(images, poses):
-        for box, sample in enumerate(samples):
-            own = (row == sample["owner"]).nonzero()[:, 0].tolist()
-            total += len(own)
-            right += sum(int(pose.candidate_ids[box, candidates.types[i]]) == i for i in own)
-    return right / total
-
-
-@pytest.fixture(scope="module")
-def sample_images(sample_dir):
-    return coco_images(sample_dir / "annotations" / "person_keypoints_train.json")
-
-
-@pytest.mark.parametrize("matching", ONE_TO_ONE, ids=lambda m: type(m).__name__)
-def test_oracle_evidence_gives_real_joints_to_their_owners(matching, sample_images):
-    model = assembler(matching=matching, num_keypoints=17)
-    batch = model.collate([i[1] for i in sample_images], [i[2] for i in sample_images])
-    _, labels = model.evidence.encode_samples([s for image in sample_images for s in image[0]])
-    share = owner_share(sample_images, assemble_grids(model, batch, labels))
-    assert share > 0.98
-    # It is the evidence that does it: without any, the boxes overlap too much.
-    plain = model.inference([i[1] for i in sample_images], [i[2] for i in sample_images])
-    assert owner_share(sample_images, plain) < share - 0.05
-
-
-def test_small_network_overfits_the_sample(sample_images):
-    torch.manual_seed(0)
-    prn = network(num_keypoints=17, nodes=32, dropout=0.0)
-    model = assembler(prn, num_keypoints=17).train()
-    samples = [s for image in sample_images for s in image[0]]
-    scene = [image[1] for image in sample_images], [image[2] for image in sample_images]
-    untrained = owner_share(sample_images, model.inference(*scene))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    values = []
-    for _ in range(100):
-        optimizer.zero_grad()
-        loss = model.losses(samples)["loss_assembly_prn"]
-        loss.backward()
-        optimizer.step()
-        values.append(loss.item())
-    _, labels = model.evidence.encode_samples(samples)
-    # What is left above the entropy of the label itself is what the network gets wrong.
-    clamped = labels.clamp(1e-7, 1 - 1e-7)
-    floor = -(labels * clamped.log() + (1 - labels) * torch.log1p(-clamped)).mean().item()
-    assert values[-1] - floor < 0.5 * (values[0] - floor)
-    trained = owner_share(sample_images, model.eval().inference(*scene))
-    assert trained >= 0.98 and trained > untrained + 0.03
 
 
 @pytest.mark.parametrize("matching", MATCHINGS, ids=lambda m: type(m).__name__)
@@ -359,28 +245,6 @@ def test_heatmap_mode_crops_the_maps_and_passes_gradients():
     assert len(model.inference(candidates, boxes, maps=outputs)) == len(boxes)
     with pytest.raises(ValueError, match="INPUT_MODE"):
         model.inference(candidates, boxes)
-
-
-@pytest.mark.parametrize("mode", ["peaks", "heatmap"])
-def test_losses_train_and_an_empty_batch_is_zero(mode, sample_images):
-    model = assembler(network(17), num_keypoints=17, mode=mode).train()
-    samples = [s for image in sample_images[:2] for s in image[0]]
-    model.losses(samples)["loss_assembly_prn"].backward()
-    gradients = [p.grad.abs().sum() for p in model.parameters()]
-    assert all(torch.isfinite(g) for g in gradients) and sum(gradients) > 0
-    model.zero_grad()
-    zero = model.losses([])["loss_assembly_prn"]
-    zero.backward()
-    assert zero.item() == 0 and all(p.grad.abs().sum() == 0 for p in model.parameters())
-
-
-def test_training_and_inference_see_the_same_input(sample_images):
-    model = assembler(num_keypoints=17)
-    samples, candidates, boxes, _ = sample_images[0]
-    trained, _ = model.evidence.encode_samples(samples)
-    torch.testing.assert_close(
-        model.evidence.encode_people(model.collate([candidates], [boxes])), trained
-    )
 
 
 def test_bad_input_is_named():
