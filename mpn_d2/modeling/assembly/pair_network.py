@@ -338,7 +338,7 @@ class PairNetwork(nn.Module):
         limit = _LARGEST_LOGIT
         return PairLogits(
             pairs=self.readers[number](features)[:, 0].float().clamp(-limit, limit),
-            no_candidate=self.no_candidate[number].repeat(len(pairs.box_features)),
+            no_candidate=self.no_candidate[number].expand(len(pairs.box_features), -1).flatten(),
             no_box=self.no_box[number][pairs.candidate_kind],
         )
 

@@ -80,7 +80,7 @@ def collate_people(
         takes_part = [score >= box_score_thresh for score in scores]
     num_boxes = [len(box) for box in boxes]
     device = boxes[0].device
-    rows = torch.cat(takes_part)
+    rows = torch.cat(takes_part).nonzero()[:, 0]
     images = torch.arange(len(boxes), device=device)
     image = images.repeat_interleave(torch.tensor(num_boxes, device=device))
     slot = torch.cat([torch.arange(count, device=device) for count in num_boxes])
