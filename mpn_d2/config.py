@@ -308,7 +308,7 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.INPUT.NOISE.MISSING = 0.2
     # False keypoints, as a share of the true ones.
     cfg.INPUT.NOISE.FALSE = 0.2
-    # Place of keypoints: standard deviation in COCO sigmas of their type (spec E7's OKS scale).
+    # Place of keypoints: standard deviation in COCO sigmas of their type.
     cfg.INPUT.NOISE.POSITION = 1.0
     # ASSEMBLER.SAMPLES images: probability that somebody has a box but no keypoint, 0 to 1. [ours]
     cfg.INPUT.NOISE.UNANNOTATED = 0.0

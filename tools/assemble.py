@@ -25,12 +25,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
 from torch import nn
 
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import has_keypoints
-from mpn_d2.data.people_file import PEOPLE_FILE, load_people_file
+from mpn_d2.data.people_file import PEOPLE_FILE, load_people_file, person_id
 from mpn_d2.engine.assembler_weights import assembler_options, load_assembler
 from mpn_d2.engine.cli import run_command
 from mpn_d2.evaluation.assembly import assemble_scenes, evaluate_poses
@@ -38,19 +37,20 @@ from mpn_d2.evaluation.error_budget import error_budget, promises_one_to_one
 from mpn_d2.evaluation.noise import NOISE_SEED, noise_table
 from mpn_d2.evaluation.pose_evaluator import export_instances, write_json
 from mpn_d2.evaluation.scenes import (
+    TRUTH,
     Scene,
     Skipped,
     annotated_scenes,
+    check_source,
     to_instances,
     with_boxes,
     with_keypoints,
 )
 from mpn_d2.structures.outputs import AssembledPoses
 from mpn_d2.structures.skeleton import get_skeleton
-from mpn_d2.utils.results import format_figure, update_results
+from mpn_d2.utils.results import format_figure, read_results, update_results
 
 REPO = Path(__file__).resolve().parents[1]
-TRUTH = "gt"
 
 
 def parse_args(arguments: list[str] | None = None) -> Namespace:
@@ -69,7 +69,7 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
     )
     add("--evidence", metavar="E", help="MODEL.ASSEMBLER.EVIDENCE (prn, ucr, max, identity ...)")
     add("--matching", metavar="M", help="MODEL.ASSEMBLER.MATCHING (mutual_best, hungarian ...)")
-    add("--weights", metavar="W", help="checkpoint with the assembler; default: MODEL.WEIGHTS")
+    add("--weights", metavar="W", help="checkpoint with the assembler; default: the config's")
     add("--output", metavar="R.json", help="where the people are written as COCO results")
     add("--noise", action="store_true", help="also a table of degraded annotations, fixed seed")
     add(
@@ -135,12 +135,10 @@ def check_arguments(args: Namespace) -> None:
         raise ValueError("--noise degrades annotations: give --keypoints gt --boxes gt")
     if args.results and not args.name:
         raise ValueError("--results needs --name, which the figures are kept under")
-    for option, path in (("--keypoints", args.keypoints), ("--boxes", args.boxes)):
-        if path != TRUTH and not Path(path).is_file():
-            raise FileNotFoundError(
-                f"{option} {path}: no such file; give a JSON of COCO results, or {TRUTH} for the "
-                "annotations"
-            )
+    if args.results:
+        read_results(args.results)
+    check_source("--keypoints", args.keypoints)
+    check_source("--boxes", args.boxes)
 
 
 def annotates_people(dicts: list[dict]) -> bool:
@@ -180,12 +178,6 @@ def load_sources(args: Namespace, cfg: CfgNode, dicts: list[dict]) -> dict[str, 
             for found, boxed in zip(sources["keypoints"], sources["boxes"], strict=True)
         ]
     return sources
-
-
-def person_id() -> int:
-    """Category of people in the annotations."""
-    (found,) = MetadataCatalog.get(PEOPLE_FILE).thing_dataset_id_to_contiguous_id
-    return found
 
 
 def print_skipped(path: str, skipped: Skipped) -> None:
@@ -232,7 +224,7 @@ def evaluate(
         return {}
     sigmas = get_skeleton(cfg.MODEL.SKELETON).sigmas
     metrics = evaluate_poses(PEOPLE_FILE, scenes, poses, sigmas)
-    if "owner_share" not in metrics:
+    if "owner_share" not in metrics and any(scene.owners is None for scene in scenes):
         print("owner_share, joints that came to their owner: not known of keypoints of a file")
     print(", ".join(f"{name} {format_figure(value).strip()}" for name, value in metrics.items()))
     return metrics

@@ -28,13 +28,15 @@ from torch import nn
 
 from mpn_d2.config import load_config
 from mpn_d2.data.image_file import read_pose_image
-from mpn_d2.data.people_file import load_people_file
+from mpn_d2.data.people_file import load_people_file, person_id
 from mpn_d2.engine.assembler_weights import assembler_options, load_assembler
 from mpn_d2.engine.cli import run_command
 from mpn_d2.evaluation.scenes import (
+    TRUTH,
     Scene,
     Skipped,
     annotated_scenes,
+    check_source,
     with_boxes,
     with_keypoints,
 )
@@ -45,7 +47,6 @@ from mpn_d2.utils.assignment_picture import Assignment, draw_assignment
 from mpn_d2.utils.visualize import write_png
 
 REPO = Path(__file__).resolve().parents[1]
-TRUTH = "gt"
 # Brightness of the canvas of an image that is not there, before it is dimmed.
 PLAIN = 80
 _MOST_NAMED = 5
@@ -68,7 +69,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--evidence", metavar="E", help="MODEL.ASSEMBLER.EVIDENCE")
     parser.add_argument("--matching", metavar="M", help="MODEL.ASSEMBLER.MATCHING")
-    parser.add_argument("--weights", metavar="W", help="of the assembler; default: MODEL.WEIGHTS")
+    parser.add_argument("--weights", metavar="W", help="of the assembler; default: the config's")
     parser.add_argument("--output", required=True, metavar="F.png")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
     return parser.parse_args(arguments)
@@ -82,6 +83,8 @@ def main(args: argparse.Namespace) -> None:
     cfg.freeze()
     if args.images and not Path(args.images).is_dir():
         raise FileNotFoundError(f"--images {args.images}: there is no such folder")
+    check_source("--keypoints", args.keypoints)
+    check_source("--boxes", args.boxes)
     skeleton = get_skeleton(cfg.MODEL.SKELETON)
     dicts = load_people_file(args.annotations, skeleton, args.images)
     record = find_image(dicts, args.image_id, args.annotations)
@@ -112,9 +115,9 @@ def load_scene(args: argparse.Namespace, cfg: CfgNode, dicts: list[dict], record
     # Files are read with all images, so that only what is truly unknown counts as skipped.
     scenes = annotated_scenes(dicts if given else [record], num_keypoints)
     if args.keypoints != TRUTH:
-        scenes = with_keypoints(scenes, args.keypoints, num_keypoints, skipped)
+        scenes = with_keypoints(scenes, args.keypoints, num_keypoints, skipped, person_id())
     if args.boxes != TRUTH:
-        scenes = with_boxes(scenes, args.boxes, skipped)
+        scenes = with_boxes(scenes, args.boxes, skipped, person_id())
     for line in skipped.lines():
         print(line)
     return next(scene for scene in scenes if scene.image_id == record["image_id"])

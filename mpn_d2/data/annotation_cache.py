@@ -43,7 +43,7 @@ def read_json(path: str | os.PathLike) -> tuple[object, str]:
             raise ValueError(f"{path} is a broken gzip file: {error}") from error
     try:
         return json.loads(data), digest
-    except ValueError as error:  # UnicodeDecodeError is one
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise ValueError(f"{path} is not JSON: {error}") from error
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from detectron2.data import MetadataCatalog
+
+from mpn_d2.data.coco_file import check_coco_file
 from mpn_d2.data.datasets import load_pose_dicts, register_people
 from mpn_d2.structures.skeleton import Skeleton
 
@@ -11,6 +14,8 @@ PEOPLE_FILE = "annotations-of-a-command"
 
 def load_people_file(path: str, skeleton: Skeleton, image_root: str | None = None) -> list[dict]:
     """Dataset dicts of all images of a COCO keypoint JSON, those without people included.
+
+    Prints a line for each thing in it that is not used as it is.
 
     Args:
         path: the file, packed (.json.gz) or not.
@@ -27,4 +32,13 @@ def load_people_file(path: str, skeleton: Skeleton, image_root: str | None = Non
         skeleton=skeleton,
         remedy="give --annotations the path of a COCO keypoint JSON",
     )
-    return load_pose_dicts([PEOPLE_FILE], is_train=False, need_images=False)
+    dicts = load_pose_dicts([PEOPLE_FILE], is_train=False, need_images=False)
+    for what, (count, first) in check_coco_file(path).notes.items():
+        print(f"{path}: {count} {what}, first: {first}")
+    return dicts
+
+
+def person_id() -> int:
+    """Category of people in the file that was loaded last."""
+    (found,) = MetadataCatalog.get(PEOPLE_FILE).thing_dataset_id_to_contiguous_id
+    return found

@@ -13,6 +13,9 @@ from mpn_d2.engine.checkpoint import PoseCheckpointer, read_weights, some_names
 from mpn_d2.modeling.assembly import build_pose_assembler
 from mpn_d2.modeling.assembly.weights import PREFIX, has_weights
 
+# Where Detectron2 has its backbones' weights, which no assembler is among.
+_BACKBONES = "detectron2://"
+
 
 class _Holder(nn.Module):
     """The assembler under the name that it has in every model."""
@@ -27,7 +30,8 @@ def load_assembler(cfg: CfgNode, weights: str | None = None) -> nn.Module:
 
     Args:
         cfg: MODEL.ASSEMBLER and MODEL.PRN.
-        weights: checkpoint of a whole model or of the assembly stage; None: MODEL.WEIGHTS, else
+        weights: checkpoint of a whole model or of the assembly stage; None: MODEL.WEIGHTS (one of
+            Detectron2's backbones, detectron2://..., does not count), else
             MODEL.ASSEMBLER.WEIGHTS. Not looked at for evidence without weights.
 
     Raises:
@@ -36,6 +40,8 @@ def load_assembler(cfg: CfgNode, weights: str | None = None) -> nn.Module:
         FileNotFoundError: there is no such file.
     """
     path = weights or cfg.MODEL.WEIGHTS
+    if not weights and path.startswith(_BACKBONES):
+        path = ""
     if path:
         # That checkpoint's assembler, or an error.
         cfg = cfg.clone()

@@ -24,7 +24,7 @@ from mpn_d2.data.loader import trains_without_images
 from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import TAG, PoseCheckpointer, read_progress, some_names
 from mpn_d2.engine.trainer import PoseTrainer
-from mpn_d2.modeling.assembly.weights import has_weights
+from mpn_d2.modeling.assembly.weights import filled_names, has_weights
 from mpn_d2.modeling.meta_arch.multiposenet import PARTS
 from mpn_d2.utils.files import write_text_atomically
 
@@ -321,12 +321,14 @@ def evaluate(cfg: CfgNode, *, weights: str) -> dict:
     model = build_pose_model(cfg)
     # Evidence without weights (max, identity) by itself is complete as it is.
     if has_weights(model):
-        if not weights:
+        if weights:
+            PoseCheckpointer(model, strict=True).load(weights)
+        elif filled_names(model) < set(model.state_dict()):
             raise ValueError(
                 "nothing to evaluate: give MODEL.WEIGHTS, or an OUTPUT_DIR that holds a checkpoint"
             )
-        PoseCheckpointer(model, strict=True).load(weights)
-    logger.info("Evaluating %s on %s", weights or "no weights", ", ".join(cfg.DATASETS.TEST))
+    source = weights or cfg.MODEL.ASSEMBLER.WEIGHTS or "no weights"
+    logger.info("Evaluating %s on %s", source, ", ".join(cfg.DATASETS.TEST))
     return PoseTrainer.test(cfg, model)
 
 

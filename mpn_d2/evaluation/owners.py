@@ -34,11 +34,15 @@ def oracle(assembler: nn.Module) -> Rate:
         )
         return evidence.rate_grids(batch, labels, peaks=assembler.needs_peaks)
 
-    return by_grids if isinstance(evidence, GridEvidence) else rate_by_owner
+    def by_owner(batch: PeopleBatch, part: list[Scene]) -> Rating:
+        return rate_by_owner(batch, part, assembler.num_keypoints)
+
+    return by_grids if isinstance(evidence, GridEvidence) else by_owner
 
 
-def rate_by_owner(batch: PeopleBatch, part: list[Scene]) -> Rating:
-    """Pair score 1 for the candidates of a box's own person, next to none for all others."""
+def rate_by_owner(batch: PeopleBatch, part: list[Scene], num_keypoints: int) -> Rating:
+    """Pair score 1 for the candidates of a box's own person, next to none for all others; peaks at
+    the person's own joints."""
     ids = batch.ids[batch.image]
     people = torch.cat([scene.people for scene in part]).to(ids.device)
     width = max((len(scene.candidates) for scene in part), default=0) + 1
@@ -47,7 +51,8 @@ def rate_by_owner(batch: PeopleBatch, part: list[Scene]) -> Rating:
         owners[row, : len(scene.owners)] = scene.owners.to(ids.device)
     owner = owners[batch.image[:, None, None], ids.clamp(min=0)]
     scores = torch.where(owner == people[:, None, None], 1.0, _OTHERS)
-    return Rating(torch.where(ids >= 0, scores, 0.0))
+    own = torch.cat([own_joints(scene, num_keypoints) for scene in part]).to(scores.device)
+    return Rating(torch.where(ids >= 0, scores, 0.0), peaks=own)
 
 
 def own_joints(scene: Scene, num_keypoints: int) -> torch.Tensor:

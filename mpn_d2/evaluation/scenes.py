@@ -8,8 +8,9 @@ Letters: C candidates, P boxes of one image, K keypoint types. Design section 5,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from zlib import crc32
 
 import numpy as np
@@ -22,6 +23,8 @@ from mpn_d2.data.association_noise import Noise, noisy_boxes, noisy_keypoints
 from mpn_d2.data.datasets import has_keypoints
 from mpn_d2.structures.outputs import AssembledPoses, Candidates
 
+# What command lines call annotations as a source of keypoints or boxes.
+TRUTH = "gt"
 # Scores of candidates are positive: 0 would read "may not match".
 _LEAST_SCORE = 1e-3
 # Larger coordinates (pixels) are mistakes, as in annotation files.
@@ -60,13 +63,31 @@ class Scene:
 
 @dataclass
 class Skipped:
-    """Counts of what a file holds and nobody can use, by reason."""
+    """Counts of what a file holds and nobody can use as it is.
+
+    Attributes:
+        counts: left out, by reason.
+        large_scores: scores above 1, which count as 1.
+    """
 
     counts: Counter = field(default_factory=Counter)
+    large_scores: int = 0
 
     def lines(self) -> list[str]:
         """One line a reason."""
-        return [f"skipped {number} {reason}" for reason, number in sorted(self.counts.items())]
+        lines = [f"skipped {number} {reason}" for reason, number in sorted(self.counts.items())]
+        if self.large_scores:
+            lines.append(f"{self.large_scores} scores above 1 count as 1: give scores from 0 to 1")
+        return lines
+
+
+def check_source(option: str, path: str) -> None:
+    """FileNotFoundError where a command line names neither annotations nor a file."""
+    if path != TRUTH and not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{option} {path}: no such file; give a JSON of COCO results, or {TRUTH} for the "
+            "annotations"
+        )
 
 
 def annotated_scenes(
@@ -140,17 +161,14 @@ def with_keypoints(
             names file and entry.
     """
     rows: dict[int, list[list[float]]] = {scene.image_id: [] for scene in scenes}
-    for place, entry in enumerate(_entries(path, "keypoints")):
-        where = f"{path}: entry {place}"
-        found = _joints(entry["keypoints"], num_keypoints, where)
-        if not _is_wanted(entry, rows, person_id, skipped):
-            continue
-        for joint in found:
+    for place, entry in _entries_of_people(path, "keypoints", rows, person_id, skipped):
+        for joint in _joints(entry["keypoints"], num_keypoints, f"{path}: entry {place}"):
             if not _are_usable(joint):
                 skipped.counts[f"keypoints with a coordinate or score that {_UNUSABLE}"] += 1
             elif joint[3] <= 0:
                 skipped.counts["keypoints with score 0 or less"] += 1
             else:
+                skipped.large_scores += joint[3] > 1
                 rows[entry["image_id"]].append(joint)
     result = []
     for scene in scenes:
@@ -182,20 +200,19 @@ def with_boxes(
         ValueError: the file is no such list; names file and entry.
     """
     rows: dict[int, list[list[float]]] = {scene.image_id: [] for scene in scenes}
-    for place, entry in enumerate(_entries(path, "bbox")):
+    for place, entry in _entries_of_people(path, "bbox", rows, person_id, skipped):
         box, score = entry["bbox"], entry.get("score", 1.0)
         if not _is_row(box, 4) or not _is_number(score):
             raise ValueError(
                 f"{path}: entry {place}: bbox must be four numbers x, y, width, height, and score "
                 "a number"
             )
-        if not _is_wanted(entry, rows, person_id, skipped):
-            continue
         if not _are_usable([*box, score]):
             skipped.counts[f"boxes with a side or score that {_UNUSABLE}"] += 1
         elif box[2] <= 0 or box[3] <= 0:
             skipped.counts["boxes without area"] += 1
         else:
+            skipped.large_scores += score > 1
             rows[entry["image_id"]].append([*box, score])
     result = []
     for scene in scenes:
@@ -207,15 +224,27 @@ def with_boxes(
     return result
 
 
-def _is_wanted(entry: dict, images: dict, person_id: int | None, skipped: Skipped) -> bool:
-    """Whether an entry of a results file is of a person in one of the images; else counts it."""
-    if person_id is not None and entry.get("category_id", person_id) != person_id:
-        skipped.counts["entries of other categories than people"] += 1
-        return False
-    if entry["image_id"] not in images:
-        skipped.counts["entries of images that are not in the annotations"] += 1
-        return False
-    return True
+def _entries_of_people(
+    path: str, key: str, images: Container, person_id: int | None, skipped: Skipped
+) -> Iterator[tuple[int, dict]]:
+    """Place and entry of everybody in a results file who is in one of the images; counts others."""
+    content, _ = read_json(path)
+    if not isinstance(content, list):
+        raise ValueError(f"{path}: a list of results is needed, one entry a person or image")
+    for place, entry in enumerate(content):
+        if not isinstance(entry, dict):
+            raise ValueError(f'{path}: entry {place} is no {{"image_id", "{key}"}}')
+        if person_id is not None and entry.get("category_id", person_id) != person_id:
+            skipped.counts["entries of other categories than people"] += 1
+            continue
+        if "image_id" not in entry or key not in entry:
+            raise ValueError(f'{path}: entry {place} has no "image_id" or no "{key}"')
+        if not isinstance(entry["image_id"], int | float | str):
+            raise ValueError(f"{path}: entry {place}: image_id must be a number or a text")
+        if entry["image_id"] in images:
+            yield place, entry
+        else:
+            skipped.counts["entries of images that are not in the annotations"] += 1
 
 
 def _people_of_boxes(scene: Scene, boxes: torch.Tensor) -> torch.Tensor:
@@ -301,18 +330,6 @@ def _truth(
         torch.tensor(rows, dtype=torch.float32).view(-1, num_keypoints, 3),
         torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
     )
-
-
-def _entries(path: str, key: str) -> list[dict]:
-    content, _ = read_json(path)
-    if not isinstance(content, list):
-        raise ValueError(f"{path}: a list of results is needed, one entry a person or image")
-    for place, entry in enumerate(content):
-        if not isinstance(entry, dict) or "image_id" not in entry or key not in entry:
-            raise ValueError(f'{path}: entry {place} has no "image_id" or no "{key}"')
-        if not isinstance(entry["image_id"], int | float | str):
-            raise ValueError(f"{path}: entry {place}: image_id must be a number or a text")
-    return content
 
 
 def _joints(values: object, num_keypoints: int, where: str) -> list[list[float]]:

@@ -73,9 +73,12 @@ def update_results(
         metrics, seconds, seed: of this group, see `write_results`.
         keep: other figures of the group stay, too.
         extra: further entries of the group's record under `runs`.
+
+    Raises:
+        ValueError: there is a file of another kind.
     """
     file = Path(path)
-    content = json.loads(file.read_text()) if file.is_file() else {}
+    content = read_results(path)
     kept = content.get("metrics", {})
     if not keep:
         kept = {name: value for name, value in kept.items() if not name.startswith(f"{group}/")}
@@ -84,6 +87,25 @@ def update_results(
     file.parent.mkdir(parents=True, exist_ok=True)
     runs = {**content.get("runs", {}), group: record}
     write_results(path, {**kept, **found}, seconds=seconds, seed=seed, runs=runs)
+
+
+def read_results(path: str | os.PathLike) -> dict[str, Any]:
+    """The content of a results file, empty where there is none.
+
+    Raises:
+        ValueError: a file that `update_results` cannot add to.
+    """
+    if not Path(path).is_file():
+        return {}
+    try:
+        content = json.loads(Path(path).read_text())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no results file ({error}): name another one") from error
+    if isinstance(content, dict) and all(
+        isinstance(content.get(key, {}), dict) for key in ("metrics", "runs")
+    ):
+        return content
+    raise ValueError(f'{path} is no results file, {{"metrics": {{...}}}}: name another one')
 
 
 def provenance() -> dict[str, str]:

@@ -120,7 +120,9 @@ def test_image_samples_get_boxes_that_own_nothing():
     assert len(inside) >= 2 and (y1, y2) == (0.0, 200.0)
     assert crowded["keypoints"][-1].abs().sum() == 0
     alone = {"image_id": 1, "keypoints": keypoints[:1], "boxes": boxes[:1]}
-    assert AssociationAugmentation(**options, unannotated=1.0, crowd=1.0)(alone, rng()) is not None
+    found = AssociationAugmentation(**options, unannotated=1.0, crowd=1.0)(alone, rng())
+    assert torch.equal(found["keypoints"], keypoints[:1])
+    assert torch.equal(found["boxes"], boxes[:1])
 
 
 def test_a_mirrored_image_mirrors_boxes_and_joints():

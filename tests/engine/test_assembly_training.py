@@ -35,9 +35,9 @@ def options(sample_dir: Path, tmp_path: Path) -> list[str]:
 
 @pytest.fixture()
 def command(options: list[str]) -> Callable[..., None]:
-    def run(*more: str, stage: str = "all", eval_only: bool = False) -> None:
+    def run(*more: str, stage: str = "all", eval_only: bool = False, config: Path = CONFIG) -> None:
         arguments = Namespace(
-            config_file=str(CONFIG),
+            config_file=str(config),
             stage=stage,
             resume=False,
             eval_only=eval_only,
@@ -86,6 +86,14 @@ def test_evidence_without_weights_needs_no_training(command, tmp_path):
         command("MODEL.ASSEMBLER.EVIDENCE", "ucr", eval_only=True)
     with pytest.raises(ValueError, match=r"has one part, assembly \(--stage assembly\)"):
         command(stage="keypoint")
+
+
+def test_weights_of_the_package_can_be_evaluated(command, tmp_path):
+    config = CONFIG.with_name("Assembler_coco.yaml")
+    command(eval_only=True, config=config)
+    assert results(tmp_path / "out")["keypoints"]["AP"] > 90
+    with pytest.raises(ValueError, match="nothing to evaluate: give MODEL.WEIGHTS"):
+        command("MODEL.ASSEMBLER.WEIGHTS", "", eval_only=True, config=config)
 
 
 class Killed(Exception):

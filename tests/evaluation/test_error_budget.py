@@ -222,6 +222,15 @@ def test_evidence_without_grid(dataset, paper_config):
     assert figures["error_budget/margin_0.4/count"] == 0
 
 
+def test_evidence_without_grid_whose_joints_lie_at_peaks(dataset, paper_config):
+    name, dicts = dataset
+    options = ["MODEL.ASSEMBLER.MATCHING", "argmax", "MODEL.ASSEMBLER.FALLBACK", "argmax"]
+    cfg = paper_config("MultiPoseNet/Assembler_coco.yaml", options)
+    figures = error_budget(cfg, build_pose_assembler(cfg), dicts, name)
+    assert figures["error_budget/oracle/AP"] == pytest.approx(100.0)
+    assert figures["error_budget/oracle_hungarian/AP"] == pytest.approx(100.0)
+
+
 def test_sources(dataset, paper_config):
     """Files that hold the truth give the figure of the truth."""
     name, dicts = dataset

@@ -23,7 +23,7 @@ def test_oracle_on_the_small_collection(mpn_data):
     poses = []
     for scene in scenes:
         batch = assembler.collate([scene.candidates], [scene.boxes])
-        poses += assembler.assemble(batch, rate_by_owner(batch, [scene]))
+        poses += assembler.assemble(batch, rate_by_owner(batch, [scene], assembler.num_keypoints))
     scorer = PeopleScorer(PEOPLE_FILE, torch.tensor(skeleton.sigmas))
     assert scorer.score(scenes, poses) >= 99
 

@@ -116,7 +116,8 @@ def test_grouped_poses_are_taken_apart(dicts, tmp_path):
     skipped = Skipped()
     scenes = with_keypoints(annotated_scenes(dicts, K), written(tmp_path, rows), K, skipped)
     found = scenes[2].candidates
-    assert found.types.tolist() == [1, 3, 1] and skipped.lines() == []
+    assert found.types.tolist() == [1, 3, 1]
+    assert skipped.lines() == ["1 scores above 1 count as 1: give scores from 0 to 1"]
     assert found.points.tolist() == [[40.5, 50.5], [7.5, 8.5], [90.5, 91.5]]
     assert found.scores.tolist() == [0.5, 1.0, 0.25]
     assert scenes[2].owners is None and len(scenes[2].boxes) == 2
@@ -150,6 +151,24 @@ def test_unusable_keypoints_are_counted(dicts, tmp_path):
     ]
 
 
+def test_entries_of_other_categories_are_not_read(dicts, tmp_path):
+    odd = [
+        {"image_id": 1, "category_id": 9, "keypoints": [1, 2, 1] * 20},
+        {"image_id": 1, "category_id": 9, "keypoints": None, "bbox": "none"},
+        {"category_id": 9},
+    ]
+    people = [{"image_id": 1, "category_id": 1, "keypoints": [[4, 5, 6, 1]], "bbox": [1, 2, 3, 4]}]
+    path, scenes = written(tmp_path, odd + people), annotated_scenes(dicts, K)
+    for read in (
+        lambda s: with_keypoints(scenes, path, K, s, 1),
+        lambda s: with_boxes(scenes, path, s, 1),
+    ):
+        skipped = Skipped()
+        first = read(skipped)[0]
+        assert 1 in (len(first.candidates), len(first.boxes))
+        assert skipped.lines() == ["skipped 3 entries of other categories than people"]
+
+
 def test_boxes_of_a_file(dicts, tmp_path):
     text = (
         '[{"image_id": 1, "bbox": [1, 2, 30, 40], "score": 0.5}, {"image_id": 9, "bbox": '
@@ -157,13 +176,14 @@ def test_boxes_of_a_file(dicts, tmp_path):
         '[1, 2, 3, -4]}, {"image_id": 1, "bbox": [NaN, 2, 3, 4]}, {"image_id": 1, "bbox": '
         '[1, 2, 1e39, 4]}, {"image_id": 1, "bbox": [1, 2, 3' + 400 * "0" + ", 4]}, "
         '{"image_id": 3, "bbox": '
-        "[5, 6, 7.5, 8]}]"
+        '[5, 6, 7.5, 8], "score": 80}]'
     )
     skipped = Skipped()
     scenes = with_boxes(annotated_scenes(dicts, K), written(tmp_path, text), skipped)
     assert scenes[0].boxes.tolist() == [[1, 2, 31, 42]] and scenes[0].box_scores.tolist() == [0.5]
     assert scenes[2].boxes.tolist() == [[5, 6, 12.5, 14]] and scenes[2].box_scores.tolist() == [1]
     assert scenes[1].boxes.shape == (0, 4) and scenes[0].people.tolist() == [-2]
+    assert skipped.large_scores == 1
     assert dict(skipped.counts) == {
         ELSEWHERE: 1,
         "boxes without area": 2,
@@ -176,7 +196,8 @@ def test_boxes_of_a_file(dicts, tmp_path):
     [
         ("no JSON", "is not JSON"),
         ({"annotations": []}, "a list of results is needed"),
-        ([3], 'entry 0 has no "image_id"'),
+        ([3], 'entry 0 is no {"image_id", "keypoints"}'),
+        (100_000 * "[", "is not JSON"),
         ([{"image_id": 1}], 'entry 0 has no "image_id" or no'),
         ([{"image_id": [1], "keypoints": []}], "image_id must be a number or a text"),
         ([{"image_id": 1, "keypoints": [1, 2, 1] * 14}], f"14 keypoints, expected {K}"),

@@ -160,6 +160,7 @@ def test_keypoints_and_boxes_of_files_and_weights_of_a_checkpoint(draw, tmp_path
     file = alone(tmp_path)
     keypoints, boxes = tmp_path / "keypoints.json", tmp_path / "boxes.json"
     rows = [{"image_id": i, "keypoints": [[1, 100, 50, 0.9]]} for i in (3, 4, 99)]
+    rows.append({"image_id": 3, "category_id": 2, "keypoints": [[1, 20, 50, 0.9]]})
     keypoints.write_text(json.dumps(rows))
     low = {"image_id": 3, "bbox": [0, 0, 180, 99], "score": 0.1}
     boxes.write_text(json.dumps([{**low, "bbox": [80, 30, 40, 40], "score": 0.9}, low]))
@@ -170,6 +171,7 @@ def test_keypoints_and_boxes_of_files_and_weights_of_a_checkpoint(draw, tmp_path
     picture = draw(file, 3, *options, "--keypoints", str(keypoints), "--boxes", str(boxes))
     said = capsys.readouterr().out
     assert "skipped 1 entries of images that are not in the annotations" in said
+    assert "skipped 1 entries of other categories than people" in said
     color = type_colors(COCO.num_keypoints)[1]
     assert np.abs(picture[CAPTION + 50 * 4 + 2, 100 * 4 + 2] - color).max() <= 2
     # One box of two takes part: one evidence panel.
@@ -187,4 +189,6 @@ def test_mistakes_are_named(draw, tmp_path):
         draw(file, 3, "--evidence", "prn")
     with pytest.raises(ValueError, match="choose one of"):
         draw(file, 3, "--evidence", "magic")
+    with pytest.raises(FileNotFoundError, match="--boxes nowhere.json: no such file; give"):
+        draw(file, 3, "--evidence", "identity", "--boxes", "nowhere.json")
     assert not (tmp_path / "made").exists()
