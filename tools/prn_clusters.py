@@ -45,7 +45,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--config-file", required=True, metavar="C")
     parser.add_argument("--annotations", required=True, metavar="F", help="COCO keypoint JSON")
     parser.add_argument("--evidence", metavar="E", help="MODEL.ASSEMBLER.EVIDENCE")
-    parser.add_argument("--weights", metavar="W", help="of the assembler; default: MODEL.WEIGHTS")
+    parser.add_argument("--weights", metavar="W", help="of the assembler; default: the config's")
     parser.add_argument("--output", required=True, metavar="F.png")
     parser.add_argument("--json", metavar="F", help="the mean poses as numbers")
     parser.add_argument("--clusters", type=int, default=20, metavar="K", help="groups (20)")

@@ -35,9 +35,10 @@ from mpn_d2.engine.setup import start_run
 from mpn_d2.engine.showcase import RunClock, goes_on
 from mpn_d2.engine.stages import FINAL, train
 from mpn_d2.evaluation.assembly import assemble_scenes, evaluate_poses
+from mpn_d2.evaluation.detections import simulated_detections
 from mpn_d2.evaluation.error_budget import promises_one_to_one
 from mpn_d2.evaluation.held_out import hold_out
-from mpn_d2.evaluation.noise import NOISE_ROWS, noise_table
+from mpn_d2.evaluation.noise import NOISE_ROWS, NOISE_SEED, noise_table
 from mpn_d2.evaluation.scenes import annotated_scenes
 from mpn_d2.modeling.assembly import build_matching, build_pose_assembler
 from mpn_d2.modeling.assembly.weights import has_weights
@@ -60,6 +61,13 @@ SPLIT_OF = {"poses": "coco_poses_val", "coco": "val2017_half"}
 MATCHINGS = ("reference", "mutual_best", "hungarian")
 # What a pose's score may be made of, with annotated boxes ("keypoints": 1 for all complete poses).
 POSE_SCORES = (("keypoints",), ("evidence",), ("oks",), ("evidence", "oks"))
+# The same with detected ones, by their threshold of boxes.
+DETECTED_SCORES = tuple(
+    (*box, *rest)
+    for rest in (("keypoints",), ("evidence",), ("keypoints", "evidence"), ("oks",))
+    for box in ((), ("box",))
+)
+BOX_THRESHOLDS = (0.05, 0.5)
 # One short schedule for the rows of the paper's ablation (spec E6) and for those of our ideas.
 SHORT_PRN = ["SOLVER.MAX_ITER", "1000", "TEST.EVAL_PERIOD", "0"]
 SHORT_PAIRS = ["SOLVER.MAX_ITER", "2000", "TEST.EVAL_PERIOD", "0"]
@@ -77,6 +85,7 @@ class Row:
         matchings: that it is evaluated with; none: its config's own.
         noise: also evaluate degraded input.
         pose_scores: also evaluate other scores of poses.
+        detections: also evaluate scores of poses on simulated detections.
     """
 
     config: str
@@ -86,6 +95,7 @@ class Row:
     matchings: tuple[str, ...] = ()
     noise: bool = False
     pose_scores: tuple[tuple[str, ...], ...] = ()
+    detections: bool = False
 
 
 def rows() -> dict[str, Row]:
@@ -116,7 +126,13 @@ def rows() -> dict[str, Row]:
         found[label] = Row("PRN_coco", "val2017_half", changes, group=label)
     for label, changes in IDEAS.items():
         options = [*changes, *SHORT_PAIRS]
-        found[f"ideas/{label}"] = Row("Assembler_coco", HELD_OUT, options, group=f"ideas/{label}")
+        found[f"ideas/{label}"] = Row(
+            "Assembler_coco",
+            HELD_OUT,
+            options,
+            group=f"ideas/{label}",
+            detections=label == "as_committed",
+        )
     return found
 
 
@@ -144,6 +160,7 @@ def tables(metrics: Metrics) -> dict[str, str]:
         "E6": group_table(metrics, "E6"),
         "ideas": group_table(metrics, "ideas"),
         "scores": score_table(metrics),
+        "detections": detections_table(metrics),
         "noise": noise_rows_table(metrics),
     }
 
@@ -190,6 +207,22 @@ def score_table(metrics: Metrics) -> str:
         for names in POSE_SCORES
     ]
     return markdown_table(["AP by `POSE_SCORE`", "Assembler_coco", "Assembler_poses"], lines)
+
+
+def detections_table(metrics: Metrics) -> str:
+    """What a pose's score is made of, with detected keypoints and boxes."""
+    lines = [
+        (
+            f"`[{', '.join(names)}]`",
+            [
+                metrics.get(f"{HELD_OUT}/detections/{'_x_'.join(names)}/from_{least:g}/AP")
+                for least in BOX_THRESHOLDS
+            ],
+        )
+        for names in DETECTED_SCORES
+    ]
+    heads = [f"boxes from {least:g}" for least in BOX_THRESHOLDS]
+    return markdown_table(["AP by `POSE_SCORE`", *heads], lines)
 
 
 def noise_rows_table(metrics: Metrics) -> str:
@@ -257,6 +290,9 @@ def run(name: str, row: Row, runs: Path, results: Path, options: list[str]) -> N
         group = f"{row.split}/pose_score/{row.config}/{'_x_'.join(names)}"
         update_results(results, group, figures, **record)
     assembler.pose_score = tuple(cfg.MODEL.ASSEMBLER.POSE_SCORE)
+    if row.detections:
+        for group, figures in detection_rows(cfg, assembler, dicts, SPLITS[row.split]).items():
+            update_results(results, f"{row.split}/detections/{group}", figures, **record)
     if row.noise:
         table = noise_table(cfg, assembler, dicts, SPLITS[row.split])
         label = row.config if has_weights(assembler) else cfg.MODEL.ASSEMBLER.EVIDENCE
@@ -299,6 +335,25 @@ def evaluate(
     scenes = annotated_scenes(dicts, skeleton.num_keypoints, filter_boxes=cfg.EVAL.GT_BOX_FILTER)
     poses = assemble_scenes(assembler, scenes, one_to_one=promises_one_to_one(assembler))
     return evaluate_poses(dataset_name, scenes, poses, skeleton.sigmas)
+
+
+def detection_rows(
+    cfg: CfgNode, assembler: nn.Module, dicts: list[dict], dataset_name: str
+) -> dict[str, dict[str, float | None]]:
+    """COCO's metrics of scores of poses, on simulated detections; the assembler stays as it is."""
+    skeleton = get_skeleton(cfg.MODEL.SKELETON)
+    scenes = simulated_detections(dicts, skeleton, seed=NOISE_SEED)
+    own = assembler.pose_score, assembler.box_score_thresh
+    rows = {}
+    for names in DETECTED_SCORES:
+        for least in BOX_THRESHOLDS:
+            assembler.pose_score, assembler.box_score_thresh = names, least
+            poses = assemble_scenes(assembler, scenes)
+            figures = evaluate_poses(dataset_name, scenes, poses, skeleton.sigmas)
+            rows[f"{'_x_'.join(names)}/from_{least:g}"] = figures
+            print(f"{names} from {least}: AP {figures['AP']}", flush=True)
+    assembler.pose_score, assembler.box_score_thresh = own
+    return rows
 
 
 def with_matching(cfg: CfgNode, matching: str) -> CfgNode:

@@ -32,7 +32,7 @@ _FAR = 1e5
 # A box of a file and an annotated one are the same person's from that IoU on.
 _SAME_PERSON = 0.5
 # In `people`: somebody who is not annotated. Not -1, the owner of false keypoints.
-_NOBODY = -2
+NOBODY = -2
 _UNUSABLE = f"is no number or beyond {_FAR:,.0f}"
 
 
@@ -248,8 +248,8 @@ def _entries_of_people(
 
 
 def _people_of_boxes(scene: Scene, boxes: torch.Tensor) -> torch.Tensor:
-    """(P,) row of the annotated person of each box, _NOBODY for none."""
-    people = torch.full((len(boxes),), _NOBODY)
+    """(P,) row of the annotated person of each box, NOBODY for none."""
+    people = torch.full((len(boxes),), NOBODY)
     if scene.people is None or not len(boxes) or not len(scene.boxes):
         return people
     overlaps = box_iou(boxes, scene.boxes)
