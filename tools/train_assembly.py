@@ -60,7 +60,13 @@ SPLIT_OF = {"poses": "coco_poses_val", "coco": "val2017_half"}
 # Matchings that every trained row is tried with, beside its config's own.
 MATCHINGS = ("reference", "mutual_best", "hungarian")
 # What a pose's score may be made of, with annotated boxes ("keypoints": 1 for all complete poses).
-POSE_SCORES = (("keypoints",), ("evidence",), ("oks",), ("evidence", "oks"))
+POSE_SCORES = (
+    ("keypoints",),
+    ("evidence",),
+    ("keypoints", "evidence"),
+    ("oks",),
+    ("evidence", "oks"),
+)
 # The same with detected ones.
 DETECTED_SCORES = tuple(
     (*box, *rest)
