@@ -13,7 +13,6 @@ stay. A row that was interrupted goes on when the command is repeated.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from argparse import Namespace
@@ -44,9 +43,10 @@ from mpn_d2.modeling.assembly import build_matching, build_pose_assembler
 from mpn_d2.modeling.assembly.weights import has_weights
 from mpn_d2.structures.skeleton import get_skeleton
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
-from mpn_d2.utils.results import update_results
+from mpn_d2.utils.results import read_results, update_results
 
 REPO = Path(__file__).resolve().parents[1]
+RESULTS = "assembly.json"
 CONFIGS = REPO / "configs" / "MultiPoseNet"
 # Part of train2017's images, to choose by.
 HELD_OUT = "train2017_dev"
@@ -168,7 +168,30 @@ def tables(metrics: Metrics) -> dict[str, str]:
         "scores": score_table(metrics),
         "detections": detections_table(metrics),
         "noise": noise_rows_table(metrics),
+        "speed": speed_table(metrics),
     }
+
+
+def read_metrics(folder: Path) -> Metrics:
+    """All figures that the tables show: of this command and of tools/benchmark.py."""
+    metrics: Metrics = {}
+    for name in (RESULTS, "benchmark_assembly.json"):
+        metrics |= read_results(folder / name).get("metrics", {})
+    return metrics
+
+
+def speed_table(metrics: Metrics) -> str:
+    """Milliseconds of one image, and as a multiple of the PRN's products."""
+    products = metrics.get("assembly/seconds/prn_products/20")
+    lines = []
+    for evidence in ("prn", "ucr", "learned"):
+        few, many = (metrics.get(f"assembly/seconds/{evidence}/{n}") for n in (20, 100))
+        known = None not in (few, many, products)
+        figures = [1e3 * few, 1e3 * many, 100 * few / products, many / few] if known else [None] * 4
+        lines.append((f"`{evidence}`", figures))
+    lines.append(("the PRN's two products alone", [products and 1e3 * products, None, None, None]))
+    head = ["", "20 people, ms", "100 people, ms", "20, % of the products", "100 / 20"]
+    return markdown_table(head, lines)
 
 
 def evidence_table(metrics: Metrics, data: str) -> str:
@@ -254,13 +277,13 @@ def main(args: Namespace) -> None:
     unknown = sorted(set(args.only or []) - set(known))
     if unknown:
         raise ValueError(f"--only {unknown[0]}: rows are {', '.join(known)}")
-    results = Path(args.output) / "results" / "assembly.json"
+    results = Path(args.output) / "results" / RESULTS
     for name, row in known.items():
         if not args.only or name in args.only:
             run(name, row, Path(args.runs) / "assembly", results, args.opts)
     page = Path(args.output) / "assembly.md"
     if page.is_file():
-        fill_tables(page, tables(json.loads(results.read_text())["metrics"]))
+        fill_tables(page, tables(read_metrics(results.parent)))
 
 
 def run(name: str, row: Row, runs: Path, results: Path, options: list[str]) -> None:
