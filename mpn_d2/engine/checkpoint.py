@@ -16,7 +16,7 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from torch import nn
 
-from mpn_d2.modeling.assembly.weights import PREFIX, filled_names
+from mpn_d2.modeling.assembly.weights import PREFIX, filled_names, why_unreadable
 from mpn_d2.utils.files import write_text_atomically
 
 # What a .pkl of Detectron2's or Detectron's model zoo holds; anything else could run code.
@@ -268,8 +268,7 @@ def _check_weights(weights: Any) -> None:
 
 
 def _unreadable(filename: str, error: Exception) -> ValueError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ValueError(f"{filename} is not a checkpoint that can be read: {reason}")
+    return ValueError(f"{filename} is not a checkpoint that can be read: {why_unreadable(error)}")
 
 
 def some_names(names: list[str]) -> str:

@@ -284,8 +284,8 @@ def test_weights_of_an_assembler_fill_it_whole_or_are_refused(tmp_path):
     cfg.MODEL.ASSEMBLER.LEARNED.ROUNDS = 5
     with pytest.raises(ValueError, match=r"assembler\.pth does not fit MODEL\.ASSEMBLER"):
         build_pose_assembler(cfg)
-    path.write_bytes(b"junk")
-    with pytest.raises(ValueError, match="is no checkpoint"):
+    path.write_bytes(b"xx" * 100)
+    with pytest.raises(ValueError, match="is no checkpoint: it is no torch file"):
         build_pose_assembler(cfg)
     cfg.MODEL.ASSEMBLER.WEIGHTS = "nothing.pth"
     with pytest.raises(FileNotFoundError, match=r"mpn_d2/weights/nothing\.pth not found"):

@@ -35,7 +35,9 @@ def load_assembler_weights(assembler: nn.Module, name: str) -> None:
             if key.startswith(PREFIX)
         }
     except Exception as error:  # bytes that are no pickle fail in any way
-        raise ValueError(f"MODEL.ASSEMBLER.WEIGHTS {name} is no checkpoint: {error}") from error
+        raise ValueError(
+            f"MODEL.ASSEMBLER.WEIGHTS {name} is no checkpoint: {why_unreadable(error)}"
+        ) from error
     try:
         assembler.load_state_dict(state)
     except RuntimeError as error:
@@ -45,6 +47,13 @@ def load_assembler_weights(assembler: nn.Module, name: str) -> None:
             f"{' '.join(lines[1:3] or lines[:1]).strip()}"
         ) from error
     assembler.weights_name = name
+
+
+def why_unreadable(error: Exception) -> str:
+    """One line on why `torch.load` refused a file, without its advice to load any pickle."""
+    if str(error).startswith("Weights only load failed"):
+        return "it is no torch file, or holds more than tensors and plain values"
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def filled_names(model: nn.Module) -> set[str]:
