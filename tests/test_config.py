@@ -27,6 +27,7 @@ CONFIGS = sorted(
     for p in (REPO / "configs").rglob("*.yaml")
     if not p.name.startswith("Base-")
 )
+KEY_FILES = ("config.py", "inference_keys.py")
 
 
 def leaves(node: CfgNode, prefix: str = "") -> list[str]:
@@ -56,7 +57,7 @@ def attribute_chains() -> set[str]:
                 value = ast.unparse(node.value)
                 if re.fullmatch(r"[\w.]*cfg(\.[A-Z_]+)+", value):
                     aliases[node.targets[0].id] = value
-        if path.name == "config.py":
+        if path.name in KEY_FILES:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
@@ -76,7 +77,9 @@ def test_every_added_key_is_read_somewhere():
 
 
 def test_every_added_key_has_a_comment_above_its_default():
-    lines = (REPO / "mpn_d2" / "config.py").read_text().splitlines()
+    lines = [
+        line for name in KEY_FILES for line in (REPO / "mpn_d2" / name).read_text().splitlines()
+    ]
     pattern = re.compile(r"    cfg\.([A-Z_.0-9]+) = (?!CN)")
     assigned = {m[1]: i for i, line in enumerate(lines) if (m := pattern.match(line))}
     overlays = ("STAGES.KEYPOINT", "STAGES.PERSON", "STAGES.ASSEMBLY", "STAGES.JOINT")

@@ -29,7 +29,8 @@ ALLOWED = {
         "utils",
         "config",
     },
-    "config": set(),
+    "config": {"inference_keys"},
+    "inference_keys": set(),
 }
 SYSTEMS = {
     "multiposenet": "MultiPoseNet",

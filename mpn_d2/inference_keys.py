@@ -1,0 +1,66 @@
+"""The config keys of inference: augmentation at test time, ensembles, refinement, suppression.
+
+Sources in brackets as in config.py: [paper], [LM], [ours]; none of these changes a training.
+"""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+
+def add_inference_keys(cfg: CN) -> None:
+    """Adds the keys with their defaults, in place; the defaults are one plain pass."""
+    _add_augmentation_keys(cfg)
+    _add_evaluation_keys(cfg)
+    _add_refinement_keys(cfg)
+
+
+def _add_augmentation_keys(cfg: CN) -> None:
+    # Test-time augmentation (engine/tta.py): every image is seen in several views.
+    cfg.TTA = CN()
+    # Whether views are taken and merged as the keys below say; False: one plain pass.
+    cfg.TTA.ENABLED = False
+    # Sizes of the whole image, factors on INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST; the first is the
+    # base. [LM: 0.5, 1, 1.5, 2, 2.5 of 480 pixels]
+    cfg.TTA.SCALES = [1.0]
+    # Each view once more, mirrored. [LM: True]
+    cfg.TTA.FLIP = False
+    # The image is also cut into CROPS x CROPS overlapping parts, each seen as large as a whole
+    # image; below 2: no parts. [paper: multi-crop, ours: 2]
+    cfg.TTA.CROPS = 0
+    # Share of a part's sides that it has in common with its neighbour, 0 to below 1. [ours]
+    cfg.TTA.CROP_OVERLAP = 0.25
+    # What views are merged as: maps (heatmaps averaged in the image, assembled once) | poses
+    # (each view's people pooled; combine with OKS_NMS). [LM: maps; paper: poses]
+    cfg.TTA.FUSION = "maps"
+    # FUSION maps: boxes of all views (merged) or of the base alone (base). [LM: base]
+    cfg.TTA.BOXES = "merged"
+
+    # Further models beside that of this config, same skeleton: a config file and weights each.
+    # Their views join this model's, merged as TTA.FUSION says. [paper: two backbones]
+    cfg.ENSEMBLE = CN()
+    # Their config files.
+    cfg.ENSEMBLE.CONFIGS = []
+    # Their checkpoints, in the same order.
+    cfg.ENSEMBLE.WEIGHTS = []
+
+    # Suppression of repeated poses in the result of an image.
+    cfg.OKS_NMS = CN()
+    # none | hard (repeats are dropped) | soft (their scores are lowered). [paper: hard, pooled]
+    cfg.OKS_NMS.MODE = "none"
+    # OKS above which a pose repeats a better one (hard); width of the penalty (soft). [mmpose: 0.9]
+    cfg.OKS_NMS.THRESH = 0.9
+
+
+def _add_evaluation_keys(cfg: CN) -> None:
+    # Filled by the evaluation part.
+    pass
+
+
+def _add_refinement_keys(cfg: CN) -> None:
+    # Single-person network on box crops (engine/refine.py).
+    cfg.REFINE = CN()
+    # Its config file; empty: no refinement. [paper: shaped like the keypoint subnet]
+    cfg.REFINE.CONFIG = ""
+    # Its checkpoint.
+    cfg.REFINE.WEIGHTS = ""
