@@ -112,7 +112,9 @@ def decode_heatmaps(
 
     Returns:
         Per image its candidates, ordered by type, then by descending score; points in
-        network-input pixels, scores = peak values clipped at 1.
+        network-input pixels; scores in (0, 1]: the height of that parabola's top, so that a joint
+        scores the same wherever in its cell it lies (up to 8 % less between cells at sigma 7,
+        stride 4), clipped at 1 as a linear output may exceed its target.
     """
     num_images, _, height, width = maps.shape
     maps = maps.float()
@@ -124,13 +126,16 @@ def decode_heatmaps(
     image, types, rank = torch.nonzero(values > -math.inf, as_tuple=True)
     cells = cells[image, types, rank]
     rows, columns = cells // width, cells % width
-    offset_x = _log_parabola_offset(maps, image, types, rows, columns, axis=1)
-    offset_y = _log_parabola_offset(maps, image, types, rows, columns, axis=0)
+    offset_x, rise_x = _log_parabola(maps, image, types, rows, columns, axis=1)
+    offset_y, rise_y = _log_parabola(maps, image, types, rows, columns, axis=0)
     points = torch.stack([columns + 0.5 + offset_x, rows + 0.5 + offset_y], dim=1) * stride
     if image_sizes is not None:
         limits = torch.tensor([tuple(s)[::-1] for s in image_sizes], device=maps.device)
         points = torch.minimum(points, limits[image].to(points))
-    scores = values[image, types, rank].clamp(max=1)
+    scores = (values[image, types, rank] * (rise_x + rise_y).exp()).clamp(max=1)
+    order = torch.argsort(scores, descending=True, stable=True)
+    order = order[torch.argsort((image * maps.shape[1] + types)[order], stable=True)]
+    points, scores, image, types = points[order], scores[order], image[order], types[order]
     return [
         Candidates(points[image == n], types[image == n], scores[image == n])
         for n in range(num_images)
@@ -155,19 +160,21 @@ def _cells_inside(
     return (rows < limits[:, :1])[:, :, None] & (columns < limits[:, 1:])[:, None, :]
 
 
-def _log_parabola_offset(
+def _log_parabola(
     maps: torch.Tensor,
     image: torch.Tensor,
     types: torch.Tensor,
     rows: torch.Tensor,
     columns: torch.Tensor,
     axis: int,
-) -> torch.Tensor:
-    """Offset (J,) in [-0.5, 0.5] cells of the peak along an axis (0 rows, 1 columns)."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of peaks along an axis (0 rows, 1 columns): the offset (J,) in [-0.5, 0.5] cells of the
+    parabola's top, and how much higher (log, at least 0) it is there than at the cell's centre."""
     index = rows if axis == 0 else columns
     last = maps.shape[2 + axis] - 1
     if last < 2:
-        return torch.zeros_like(index, dtype=maps.dtype)
+        flat = torch.zeros_like(index, dtype=maps.dtype)
+        return flat, flat
     middle = index.clamp(1, last - 1)
 
     def log_value(shift: int) -> torch.Tensor:
@@ -177,5 +184,11 @@ def _log_parabola_offset(
 
     before, centre, after = log_value(-1), log_value(0), log_value(1)
     curvature = (before - 2 * centre + after).clamp(max=-1e-6)
-    offset = 0.5 * (before - after) / curvature + (middle - index)
-    return offset.clamp(-0.5, 0.5)
+    top = 0.5 * (before - after) / curvature
+    shift = (middle - index).to(top)
+    offset = (top + shift).clamp(-0.5, 0.5)
+    # The parabola below its top at `gap`, read at the cell's centre and at the offset. Peaks sharper
+    # than a Gaussian of one cell are noise: they rise no more than that.
+    gap = top + shift
+    rise = -0.5 * curvature.clamp(min=-1) * (gap.square() - (gap - offset).square())
+    return offset, rise
