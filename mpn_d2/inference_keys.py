@@ -16,6 +16,14 @@ def add_inference_keys(cfg: CN) -> None:
 
 
 def _add_augmentation_keys(cfg: CN) -> None:
+    # Repeated boxes: hard (dropped) [paper] | soft_linear | soft_gaussian (their scores are
+    # lowered; Bodla et al., ICCV 2017).
+    cfg.MODEL.RETINANET.NMS = "hard"
+    # Width of soft_gaussian's penalty on the IoU. [Bodla et al.: 0.5]
+    cfg.MODEL.RETINANET.SOFT_NMS_SIGMA = 0.5
+    # Results carry the heatmaps too, "heatmaps" (K, h, w), spanning the image. [ours]
+    cfg.EVAL.HEATMAPS = False
+
     # Test-time augmentation (engine/tta.py): every image is seen in several views.
     cfg.TTA = CN()
     # Whether views are taken and merged as the keys below say; False: one plain pass.

@@ -187,8 +187,8 @@ def _log_parabola(
     top = 0.5 * (before - after) / curvature
     shift = (middle - index).to(top)
     offset = (top + shift).clamp(-0.5, 0.5)
-    # The parabola below its top at `gap`, read at the cell's centre and at the offset. Peaks sharper
-    # than a Gaussian of one cell are noise: they rise no more than that.
+    # The parabola below its top at `gap`, read at the cell's centre and at the offset. Peaks
+    # sharper than a Gaussian of one cell are noise: they rise no more than that.
     gap = top + shift
     rise = -0.5 * curvature.clamp(min=-1) * (gap.square() - (gap - offset).square())
     return offset, rise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 
 from mpn_d2.structures.outputs import Candidates
 
@@ -48,3 +48,19 @@ def gt_boxes(batched_input: dict, filter: bool) -> torch.Tensor:
     if filter:
         return boxes[(instances.gt_keypoints.tensor[..., 2] > 0).any(dim=1)]
     return torch.cat([boxes, batched_input["crowd_boxes"].to(boxes)])
+
+
+def gt_people(
+    batched_input: dict, size: tuple[int, int], device: torch.device, filter: bool
+) -> Instances:
+    """Annotated people of one image as if they had been detected, with score 1.
+
+    Args:
+        batched_input, filter: see `gt_boxes`.
+        size: (height, width) of the network input.
+        device: of the result.
+    """
+    boxes = gt_boxes(batched_input, filter).to(device)
+    scores = boxes.new_ones(len(boxes))
+    classes = scores.new_zeros(len(boxes), dtype=torch.long)
+    return Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)

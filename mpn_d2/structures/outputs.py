@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from detectron2.structures import Instances
 
 
 @dataclass
@@ -48,6 +49,26 @@ class Candidates:
     def to(self, device: torch.device) -> Candidates:
         """The same candidates on another device."""
         return Candidates(*(x.to(device) for x in (self.points, self.types, self.scores)))
+
+
+@dataclass
+class ImageEvidence:
+    """What a network sees in one image, before anybody is assembled.
+
+    Frame of everything: the network input, or one that several views of the image share.
+
+    Attributes:
+        maps: (K + 1, H, W) as in HeatmapOutputs; H and W may reach beyond the image (padding).
+        stride: cell size of `maps`, pixels of the frame.
+        people: person boxes: `pred_boxes`, `scores`, `pred_classes`; `image_size` (height, width)
+            is that of the image in the frame.
+        candidates: keypoints that replace those of the maps (annotated ones), else None.
+    """
+
+    maps: torch.Tensor
+    stride: int
+    people: Instances
+    candidates: Candidates | None = None
 
 
 @dataclass

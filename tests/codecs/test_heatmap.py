@@ -69,7 +69,7 @@ def test_round_trip_on_clean_maps(stride, sigma):
     for candidates, point in zip(decoded, points, strict=True):
         assert len(candidates) == 1
         assert (candidates.points[0] - point[0]).abs().max() <= 0.05
-        # The Gaussian's height, wherever in a cell its middle lies: 0.85 to 1 at the cells' centres.
+        # The Gaussian's height, wherever in a cell its middle lies; 0.85 to 1 at centres.
         assert 0.999 < candidates.scores[0] <= 1
     # The bare cell of the maximum is within half a cell.
     cells = maps.flatten(1).argmax(dim=1)

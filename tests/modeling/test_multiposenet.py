@@ -9,7 +9,7 @@ from detectron2.utils.events import EventStorage
 
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
-from mpn_d2.modeling.meta_arch.common import mostly_inside
+from mpn_d2.modeling.meta_arch.common import mean_over_processes, mostly_inside
 from mpn_d2.modeling.meta_arch.micro_batches import count_positive_anchors, weights_of_counts
 from mpn_d2.modeling.meta_arch.multiposenet import PARTS
 
@@ -124,17 +124,17 @@ def test_normaliser_has_no_memory(paper_config, sample):
         first, second = model(inputs), model(inputs)
     for name in first:
         torch.testing.assert_close(first[name], second[name])
-    assert model._mean_over_processes(7) == 7
-    assert model._mean_over_processes(0) == 1
+    assert mean_over_processes(7, model.device) == 7
+    assert mean_over_processes(0, model.device) == 1
 
 
 @pytest.mark.parametrize("shares", [(0, 0), (1, 0), (0, 3), (5, 2)])
-def test_normaliser_of_processes_is_that_of_the_whole_batch(paper_config, monkeypatch, shares):
-    model, _ = build(paper_config, ["person"])
+def test_normaliser_of_processes_is_that_of_the_whole_batch(monkeypatch, shares):
+    cpu = torch.device("cpu")
     monkeypatch.setattr("detectron2.utils.comm.get_world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.all_reduce", lambda x: x.fill_(sum(shares)))
     # DDP's mean over two processes of sums 10 and 4.
-    mean = sum(total / model._mean_over_processes(n) for total, n in zip((10, 4), shares)) / 2
+    mean = sum(total / mean_over_processes(n, cpu) for total, n in zip((10, 4), shares)) / 2
     assert mean == pytest.approx(14 / max(sum(shares), 1))
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
 from detectron2.structures import Instances
+from detectron2.utils import comm
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from mpn_d2.codecs.resample import Window, grid_size, resample_maps
+from mpn_d2.structures.nms import BoxSuppression
 
 
 def group_by_padded_size(images: list[torch.Tensor], divisibility: int) -> list[list[int]]:
@@ -28,6 +33,38 @@ def group_by_padded_size(images: list[torch.Tensor], divisibility: int) -> list[
     for i, image in enumerate(images):
         groups[tuple(-(-side // step) * step for side in image.shape[-2:])].append(i)
     return list(groups.values())
+
+
+def build_box_suppression(cfg: CfgNode) -> BoxSuppression:
+    """How repeated person boxes are suppressed: MODEL.RETINANET.NMS and what belongs to it."""
+    return BoxSuppression(
+        method=cfg.MODEL.RETINANET.NMS,
+        threshold=cfg.MODEL.RETINANET.NMS_THRESH_TEST,
+        sigma=cfg.MODEL.RETINANET.SOFT_NMS_SIGMA,
+        min_score=cfg.MODEL.RETINANET.SCORE_THRESH_TEST,
+    )
+
+
+def in_groups(work: Callable[..., list], groups: list[list[int]], *columns: list) -> list:
+    """`work` on the entries of each group, the results in the order of the entries.
+
+    Args:
+        work: takes equally long lists, gives one as long.
+        groups: indices; together each entry once.
+        columns: what `work` takes, entry by entry.
+    """
+    results: list = [None] * sum(map(len, groups))
+    for group in groups:
+        found = work(*([column[i] for i in group] for column in columns))
+        for i, result in zip(group, found, strict=True):
+            results[i] = result
+    return results
+
+
+def final_size(batched_input: dict) -> tuple[int, int]:
+    """(height, width) that an image's results are wanted in: the file's, else its own."""
+    size = batched_input["image"].shape[-2:]
+    return batched_input.get("height", size[0]), batched_input.get("width", size[1])
 
 
 def finish_instances(instances: Instances, height: int, width: int) -> Instances:
@@ -62,6 +99,21 @@ def finish_person_mask(
     return torch.cat([1 - p, p])
 
 
+def image_heatmaps(maps: torch.Tensor, stride: int, image_size: tuple[int, int]) -> torch.Tensor:
+    """Heatmaps (K, H, W) over a padded network input -> (K, h, w) that span exactly the image.
+
+    Args:
+        maps: (K, H, W), cells of `stride` network-input pixels.
+        stride: cell side.
+        image_size: (height, width) of the network input without padding.
+
+    Returns:
+        (K, ceil(height / stride), ceil(width / stride)): the cells as they are where they fit the
+        image, else read at their centres, bilinearly.
+    """
+    return resample_maps(maps, stride, Window.whole(image_size), grid_size(image_size, stride))
+
+
 def require_training_fields(batched_inputs: list[dict]) -> None:
     """Raises a ValueError if a batch of images has no annotations to train on."""
     for field in ("instances", "crowd_boxes", "person_mask", "ignore_mask"):
@@ -70,6 +122,25 @@ def require_training_fields(batched_inputs: list[dict]) -> None:
                 f"training input has no {field!r} (it has {sorted(batched_inputs[0])}): "
                 "use mpn_d2's PoseDatasetMapper for images"
             )
+
+
+def mean_over_processes(count: int, device: torch.device) -> float:
+    """Positive anchors (or people) of all processes, at least 1, per process: the normaliser.
+
+    The mean over processes (DDP) is then what one process finds on the whole batch.
+    """
+    total, world = torch.tensor(float(count), device=device), comm.get_world_size()
+    if world > 1:
+        torch.distributed.all_reduce(total)
+    return max(total.item(), 1.0) / world
+
+
+def per_person_of_all_processes(
+    losses: dict[str, torch.Tensor], count: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Means over `count` people of this process, weighted by them, see `mean_over_processes`."""
+    weight = count / mean_over_processes(count, device)
+    return {name: weight * loss for name, loss in losses.items()}
 
 
 @contextmanager

@@ -11,17 +11,20 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Boxes, ImageList, Instances
-from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from mpn_d2.modeling.assembly import build_pose_assembler
 from mpn_d2.modeling.heads import build_keypoint_heatmap_head
+from mpn_d2.modeling.meta_arch.assembling import assemble_evidence
 from mpn_d2.modeling.meta_arch.common import (
-    finish_instances,
-    finish_person_mask,
+    build_box_suppression,
+    final_size,
     group_by_padded_size,
+    in_groups,
+    mean_over_processes,
     mostly_inside,
+    per_person_of_all_processes,
     require_training_fields,
     statistics_stay,
 )
@@ -31,8 +34,9 @@ from mpn_d2.modeling.meta_arch.joint import (
     samples_from_annotations,
 )
 from mpn_d2.modeling.meta_arch.micro_batches import weights_by_part
-from mpn_d2.structures.ground_truth import gt_boxes, gt_candidates
-from mpn_d2.structures.outputs import Candidates, HeatmapOutputs
+from mpn_d2.structures.ground_truth import gt_candidates, gt_people
+from mpn_d2.structures.nms import BoxSuppression
+from mpn_d2.structures.outputs import HeatmapOutputs, ImageEvidence
 
 PARTS = ("keypoint", "person", "assembly")
 SOURCES = ("pred", "gt")
@@ -60,6 +64,8 @@ class MultiPoseNet(RetinaNet):
         keypoint_source: str = "pred",
         box_source: str = "pred",
         gt_box_filter: bool = False,
+        return_heatmaps: bool = False,
+        box_suppression: BoxSuppression | None = None,
         **retinanet,
     ):
         """
@@ -73,6 +79,8 @@ class MultiPoseNet(RetinaNet):
             keypoint_source, box_source: "pred", or "gt" to assemble annotated keypoints or in
                 annotated boxes at test time (the input then carries "instances").
             gt_box_filter: of annotated boxes take only people with labelled keypoints.
+            return_heatmaps: results carry "heatmaps", too.
+            box_suppression: of repeated boxes; None for RetinaNet's own, which is hard.
             retinanet: arguments of Detectron2's RetinaNet; its backbone gives k and p features.
         """
         super().__init__(**retinanet)
@@ -98,6 +106,8 @@ class MultiPoseNet(RetinaNet):
         self.keypoint_source = keypoint_source
         self.box_source = box_source
         self.gt_box_filter = gt_box_filter
+        self.return_heatmaps = return_heatmaps
+        self.box_suppression = box_suppression or BoxSuppression(threshold=self.test_nms_thresh)
         for part in set(PARTS) - set(train_parts):
             for module in self.part_modules()[part]:
                 module.requires_grad_(False)
@@ -120,6 +130,8 @@ class MultiPoseNet(RetinaNet):
             "keypoint_source": cfg.EVAL.KEYPOINT_SOURCE,
             "box_source": cfg.EVAL.BOX_SOURCE,
             "gt_box_filter": cfg.EVAL.GT_BOX_FILTER,
+            "return_heatmaps": cfg.EVAL.HEATMAPS,
+            "box_suppression": build_box_suppression(cfg),
         }
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
@@ -152,7 +164,8 @@ class MultiPoseNet(RetinaNet):
         Returns:
             Training: {"loss_...": scalar}. Otherwise per image {"instances": Instances with
             pred_boxes, scores, pose_scores, pred_classes, pred_keypoints (P, K, 3) in pixels of
-            the original image, "sem_seg": (2, H, W) = [1 - p, p] of the original image}.
+            the original image, "sem_seg": (2, H, W) = [1 - p, p] of the original image, and on
+            demand "heatmaps": (K, h, w) that span the image}.
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -205,7 +218,7 @@ class MultiPoseNet(RetinaNet):
             by_image = self.assembler.evidence.by_image
             samples = samples_from_annotations(gt_instances, self.min_keypoints, by_image=by_image)
             found = self.assembler.losses(samples)
-            losses.update(self._per_person_of_all_processes(found, len(samples)))
+            losses.update(per_person_of_all_processes(found, len(samples), self.device))
         return losses
 
     def _keypoint_losses(
@@ -235,7 +248,7 @@ class MultiPoseNet(RetinaNet):
             labels[(labels == self.num_classes) & mostly_inside(all_anchors, crowds)] = -1
         losses = self.losses(anchors, logits, gt_labels, deltas, matched_boxes)
         positives = sum(int(((x >= 0) & (x != self.num_classes)).sum()) for x in gt_labels)
-        normalizer = self._mean_over_processes(positives)
+        normalizer = mean_over_processes(positives, self.device)
         return {
             "loss_person_cls": losses["loss_cls"] / normalizer,
             "loss_person_box": losses["loss_box_reg"] / normalizer,
@@ -283,87 +296,69 @@ class MultiPoseNet(RetinaNet):
         get_event_storage().put_scalar("joint/matched_people", count)
         candidates, _ = self.keypoint_head.inference(maps, images.image_sizes)
         losses = self.assembler.losses_on_predictions(candidates, boxes, owners, maps)
-        return self._per_person_of_all_processes(losses, count)
-
-    def _per_person_of_all_processes(
-        self, losses: dict[str, torch.Tensor], count: int
-    ) -> dict[str, torch.Tensor]:
-        """Means over `count` people of this process, weighted by them; see below."""
-        weight = count / self._mean_over_processes(count)
-        return {name: weight * loss for name, loss in losses.items()}
+        return per_person_of_all_processes(losses, count, self.device)
 
     def _ema_update(
         self, name: str, value: float, initial_value: float, momentum: float = 0.9
     ) -> float:
-        """What the inherited losses divide by: nothing, see `_mean_over_processes`.
+        """What the inherited losses divide by: nothing, see `mean_over_processes`.
 
         Detectron2 keeps a local running mean of the positives here, which no checkpoint holds,
         so that a resumed or a distributed run would differ (design 7.8).
         """
         return 1.0
 
-    def _mean_over_processes(self, count: int) -> float:
-        """Positive anchors (or people) of all processes, at least 1, per process: the normaliser.
-
-        The mean over processes (DDP) is then what one process finds on the whole batch.
-        """
-        total, world = torch.tensor(float(count), device=self.device), comm.get_world_size()
-        if world > 1:
-            torch.distributed.all_reduce(total)
-        return max(total.item(), 1.0) / world
-
     # --------------------------------------------------------------- inference
 
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Results per image; an image scores the same alone and in any batch (design 7.2)."""
-        results: list[dict] = [{} for _ in batched_inputs]
+        return self.assemble_people(
+            self.look(batched_inputs), [final_size(x) for x in batched_inputs]
+        )
+
+    @torch.no_grad()
+    def look(self, batched_inputs: list[dict]) -> list[ImageEvidence]:
+        """Maps and person boxes of each image, in the frame of its network input."""
         groups = group_by_padded_size(
             [x["image"] for x in batched_inputs], self.backbone.size_divisibility
         )
-        for group in groups:
-            inputs = [batched_inputs[i] for i in group]
-            for i, result in zip(group, self._inference_one_size(inputs), strict=True):
-                results[i] = result
-        return results
+        return in_groups(self._look_at_one_size, groups, batched_inputs)
 
-    def _inference_one_size(self, batched_inputs: list[dict]) -> list[dict]:
+    @torch.no_grad()
+    def assemble_people(
+        self, evidence: list[ImageEvidence], sizes: list[tuple[int, int]]
+    ) -> list[dict]:
+        """Results of images, scaled to `sizes`, from what one or several looks found in them."""
+        return assemble_evidence(
+            evidence,
+            sizes,
+            keypoint_head=self.keypoint_head,
+            assembler=self.assembler,
+            return_heatmaps=self.return_heatmaps,
+        )
+
+    def _look_at_one_size(self, batched_inputs: list[dict]) -> list[ImageEvidence]:
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         maps = self.keypoint_head.layers(features)
-        candidates, person_masks = self.keypoint_head.inference(maps, images.image_sizes)
-        people = self._people(batched_inputs, images, features)
-        if self.keypoint_source == "gt":
-            candidates = [
-                gt_candidates(x["instances"], self.keypoint_head.num_keypoints).to(self.device)
-                for x in batched_inputs
-            ]
-        self._assemble(people, candidates, maps)
-        results = []
-        for x, instances, mask in zip(batched_inputs, people, person_masks, strict=True):
-            size = instances.image_size
-            height, width = x.get("height", size[0]), x.get("width", size[1])
-            sem_seg = finish_person_mask(mask, maps.stride, size, height, width)
-            instances = finish_instances(instances, height, width)
-            results.append({"instances": instances, "sem_seg": sem_seg})
-        return results
-
-    def _people(
-        self, batched_inputs: list[dict], images: ImageList, features: dict[str, torch.Tensor]
-    ) -> list[Instances]:
-        """Person boxes per image, network-input frame: detected, or the annotated ones."""
         if self.box_source == "gt":
-            people = []
-            for x, size in zip(batched_inputs, images.image_sizes, strict=True):
-                boxes = gt_boxes(x, self.gt_box_filter).to(self.device)
-                scores = boxes.new_ones(len(boxes))
-                classes = scores.new_zeros(len(boxes), dtype=torch.long)
-                people.append(
-                    Instances(size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
-                )
-            return people
-        pyramid = [features[name] for name in self.head_in_features]
-        return self._detect(images, features, self.head(pyramid))
+            people = [
+                gt_people(x, size, self.device, self.gt_box_filter)
+                for x, size in zip(batched_inputs, images.image_sizes, strict=True)
+            ]
+        else:
+            pyramid = [features[name] for name in self.head_in_features]
+            people = self._detect(images, features, self.head(pyramid))
+        found = [
+            ImageEvidence(of_image, maps.stride, x)
+            for of_image, x in zip(maps.maps, people, strict=True)
+        ]
+        if self.keypoint_source == "gt":
+            for seen, x in zip(found, batched_inputs, strict=True):
+                known = gt_candidates(x["instances"], self.keypoint_head.num_keypoints)
+                seen.candidates = known.to(self.device)
+        return found
 
     def _detect(
         self,
@@ -379,19 +374,25 @@ class MultiPoseNet(RetinaNet):
             x.pred_boxes.clip(x.image_size)
         return people
 
-    def _assemble(
-        self, people: list[Instances], candidates: list[Candidates], maps: HeatmapOutputs
-    ) -> None:
-        """Adds pred_keypoints (P, K, 3) and pose_scores (P,) to the boxes of each image.
-
-        Boxes below MODEL.ASSEMBLER.BOX_SCORE_THRESH claim nothing and keep an empty pose.
-        """
-        poses = self.assembler.inference(
-            candidates,
-            [x.pred_boxes.tensor for x in people],
-            [x.scores for x in people],
-            maps,
+    def inference_single_image(
+        self,
+        anchors: list[Boxes],
+        box_cls: list[torch.Tensor],
+        box_delta: list[torch.Tensor],
+        image_size: tuple[int, int],
+    ) -> Instances:
+        """RetinaNet's, with `box_suppression` in the place of its hard one."""
+        found = self._decode_multi_level_predictions(
+            anchors,
+            box_cls,
+            box_delta,
+            self.test_score_thresh,
+            self.test_topk_candidates,
+            image_size,
         )
-        for x, pose in zip(people, poses, strict=True):
-            x.pred_keypoints = pose.keypoints
-            x.pose_scores = pose.scores
+        kept, scores = self.box_suppression(
+            found.pred_boxes.tensor, found.scores, self.max_detections_per_image
+        )
+        people = found[kept]
+        people.scores = scores
+        return people
