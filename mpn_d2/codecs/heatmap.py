@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from mpn_d2.structures.outputs import Candidates
 
 MERGES = ("max", "add")
+# Logarithm of the height of a Gaussian whose standard deviation is one cell over its value half a
+# cell away.
+_MOST_RISE = 0.125
 
 
 def encode_heatmaps(
@@ -187,8 +190,9 @@ def _log_parabola(
     top = 0.5 * (before - after) / curvature
     shift = (middle - index).to(top)
     offset = (top + shift).clamp(-0.5, 0.5)
-    # The parabola below its top at `gap`, read at the cell's centre and at the offset. Peaks
-    # sharper than a Gaussian of one cell are noise: they rise no more than that.
+    # From the cell's centre to the offset, below the top at `gap`. At most what a Gaussian of one
+    # cell rises within half a cell: sharper peaks are noise.
     gap = top + shift
-    rise = -0.5 * curvature.clamp(min=-1) * (gap.square() - (gap - offset).square())
+    rise = -0.5 * curvature * (gap.square() - (gap - offset).square())
+    rise = rise.clamp(max=_MOST_RISE)
     return offset, rise

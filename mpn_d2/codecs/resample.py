@@ -42,7 +42,7 @@ def grid_size(size: tuple[int, int], stride: int) -> tuple[int, int]:
 def resample_maps(
     maps: torch.Tensor, stride: int, window: Window, grid: tuple[int, int]
 ) -> torch.Tensor:
-    """Reads maps at the centres of a grid's cells, bilinearly; cells that coincide are copied.
+    """Reads maps at the centres of a grid's cells, bicubically; cells that coincide are copied.
 
     Args:
         maps: (C, H, W), cell i spans [i * stride, (i + 1) * stride) of the view.
@@ -65,8 +65,13 @@ def resample_maps(
     if window.mirrored:
         x = x.flip(0)
     places = torch.stack([x.expand(rows, -1), y[:, None].expand(-1, columns)], dim=-1)
+    # Bilinear values would flatten peaks between cells, and move them.
     return F.grid_sample(
-        maps[None], places[None].to(maps), padding_mode="border", align_corners=False
+        maps[None],
+        places[None].to(maps),
+        mode="bicubic",
+        padding_mode="border",
+        align_corners=False,
     )[0]
 
 

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 
-from mpn_d2.engine.build import build_pose_model
-from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.engine.inference_model import build_inference_model
+from mpn_d2.engine.views import View, Viewer
 
 
 class ImagePredictor:
     """Builds the model of a config, loads its weights, and predicts batches of images.
 
-    Images are resized as at test time (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST) and results come back
-    in pixels of the images as given.
+    Images are resized as at test time (INPUT.MIN_SIZE_TEST, MAX_SIZE_TEST), with the views, members
+    and further steps that the config names (TTA, ENSEMBLE, REFINE, OKS_NMS); results come back in
+    pixels of the images as given.
     """
 
     def __init__(self, cfg: CfgNode, weights: str) -> None:
@@ -36,20 +36,17 @@ class ImagePredictor:
                 "no weights to predict with: give a trained checkpoint as MODEL.WEIGHTS "
                 "(MODEL.WEIGHTS output/model_final.pth)"
             )
-        if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT is {cfg.INPUT.FORMAT!r}; choose RGB or BGR")
         for key in ("KEYPOINT_SOURCE", "BOX_SOURCE"):
             if cfg.EVAL[key] != "pred":
                 raise ValueError(
                     f"EVAL.{key} is {cfg.EVAL[key]!r}, but these images have no annotations: "
                     "set it to pred"
                 )
-        self.min_size = cfg.INPUT.MIN_SIZE_TEST
-        self.max_size = cfg.INPUT.MAX_SIZE_TEST
-        self.image_format = cfg.INPUT.FORMAT
-        self.model = build_pose_model(cfg.clone())
-        self.model.eval()
-        PoseCheckpointer(self.model, strict=True).load(weights)
+        self.model = build_inference_model(cfg, weights)
+        # Resizing is this one's work, or that of the model itself where it takes several views.
+        self.viewer = Viewer.from_config(cfg, self.model)
+        if getattr(self.model, "full_size_input", False):
+            self.viewer.min_size = 0
 
     @torch.no_grad()
     def __call__(self, images: Sequence[np.ndarray]) -> list[dict]:
@@ -74,15 +71,5 @@ class ImagePredictor:
                 f"cannot predict on {image.dtype} {image.shape}: uint8 (H, W, 3) RGB is needed"
             )
         height, width = image.shape[:2]
-        if self.image_format == "BGR":
-            image = image[:, :, ::-1]
-        if self.min_size > 0:
-            size = T.ResizeShortestEdge.get_output_shape(
-                height, width, self.min_size, self.max_size
-            )
-            # A very long, thin image would be rounded to no pixels.
-            new_height, new_width = (max(side, 1) for side in size)
-            resize = T.ResizeTransform(height, width, new_height, new_width)
-            image = resize.apply_image(image)
         tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
+        return self.viewer.network_input(tensor, "RGB", View((0, 0, width, height)))

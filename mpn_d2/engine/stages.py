@@ -21,10 +21,10 @@ from torch import nn
 
 from mpn_d2.config import merge_options
 from mpn_d2.data.loader import trains_without_images
-from mpn_d2.engine.build import build_pose_model, check_training_config
+from mpn_d2.engine.build import check_training_config
 from mpn_d2.engine.checkpoint import TAG, PoseCheckpointer, read_progress, some_names
+from mpn_d2.engine.inference_model import build_inference_model
 from mpn_d2.engine.trainer import PoseTrainer
-from mpn_d2.modeling.assembly.weights import filled_names, has_weights
 from mpn_d2.modeling.meta_arch.multiposenet import PARTS
 from mpn_d2.utils.files import write_text_atomically
 
@@ -315,18 +315,11 @@ def evaluate(cfg: CfgNode, *, weights: str) -> dict:
 
     Raises:
         ValueError: no weights, no test dataset, or weights that do not fit the config.
+        FileNotFoundError: no such weights.
     """
     if not cfg.DATASETS.TEST:
         raise ValueError("nothing to evaluate on: DATASETS.TEST is empty")
-    model = build_pose_model(cfg)
-    # Evidence without weights (max, identity) by itself is complete as it is.
-    if has_weights(model):
-        if weights:
-            PoseCheckpointer(model, strict=True).load(weights)
-        elif filled_names(model) < set(model.state_dict()):
-            raise ValueError(
-                "nothing to evaluate: give MODEL.WEIGHTS, or an OUTPUT_DIR that holds a checkpoint"
-            )
+    model = build_inference_model(cfg, weights)
     source = weights or cfg.MODEL.ASSEMBLER.WEIGHTS or "no weights"
     logger.info("Evaluating %s on %s", source, ", ".join(cfg.DATASETS.TEST))
     return PoseTrainer.test(cfg, model)

@@ -99,7 +99,14 @@ class PoseTrainer(DefaultTrainer):
         return build_pose_train_loader(cfg, start)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[list[dict]]:
+    def build_test_loader(
+        cls, cfg: CfgNode, dataset_name: str, *, full_size: bool = False
+    ) -> Iterable[list[dict]]:
+        """Images of a dataset one by one, resized for testing unless `full_size`."""
+        if full_size:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.INPUT.MIN_SIZE_TEST = 0
         return build_detection_test_loader(
             load_pose_dicts([dataset_name], is_train=False),
             mapper=PoseDatasetMapper(cfg, is_train=False),
@@ -129,7 +136,8 @@ class PoseTrainer(DefaultTrainer):
                 results[name] = evaluate_annotations(cfg, model, name, folder)
             else:
                 evaluator = evaluators[i] if evaluators else cls.build_evaluator(cfg, name)
-                loader = cls.build_test_loader(cfg, name)
+                full_size = getattr(model, "full_size_input", False)
+                loader = cls.build_test_loader(cfg, name, full_size=full_size)
                 results[name] = inference_on_dataset(model, loader, evaluator) or {}
             if comm.is_main_process():
                 logger.info("Evaluation results for %s in csv format:", name)

@@ -347,7 +347,7 @@ def test_predictor_prepares_images_as_the_mapper(
     file = str(photographs(sample_dir, 1)[0])
     cfg = load_config(CONFIG, [*SMALL, "INPUT.FORMAT", image_format])
     wanted = PoseDatasetMapper(cfg, is_train=False)({"file_name": file})
-    monkeypatch.setattr(predictor, "image_format", image_format)
+    monkeypatch.setattr(predictor.viewer, "image_format", image_format)
     seen = []
     monkeypatch.setattr(predictor, "model", lambda inputs: seen.extend(inputs))
     predictor([read_image(file, "RGB")])

@@ -109,7 +109,7 @@ def image_heatmaps(maps: torch.Tensor, stride: int, image_size: tuple[int, int])
 
     Returns:
         (K, ceil(height / stride), ceil(width / stride)): the cells as they are where they fit the
-        image, else read at their centres, bilinearly.
+        image, else read at their centres, interpolated.
     """
     return resample_maps(maps, stride, Window.whole(image_size), grid_size(image_size, stride))
 

@@ -1,0 +1,271 @@
+"""Test-time augmentation: what several views of an image show, merged into one result.
+
+Two ways (TTA.FUSION; spec section 10): `maps`, heatmaps averaged and boxes merged in a frame that
+all views share, people assembled once; `poses`, the people of every view pooled. Letters: K
+keypoint types, N boxes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from detectron2.structures import Boxes, Instances
+from torchvision.ops import box_iou
+
+from mpn_d2.codecs.resample import Window, grid_size, resample_maps
+from mpn_d2.engine.views import View
+from mpn_d2.structures.nms import BoxSuppression
+from mpn_d2.structures.outputs import ImageEvidence
+
+# Boxes that reach closer than that to an inner border of a part are probably cut off there; share
+# of the part's side.
+_CUT = 0.01
+# From this IoU on, boxes of several views are taken for one person's.
+_SAME_BOX = 0.6
+
+
+@dataclass
+class Look:
+    """What one view of an image showed.
+
+    Attributes:
+        view: of the image.
+        evidence: in the frame of the view's network input, as the network gave it.
+    """
+
+    view: View
+    evidence: ImageEvidence
+
+
+def shared_frame(looks: Sequence[Look], size: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in pixels of the frame that looks are merged in: as fine as the finest one.
+
+    It spans exactly the image in whole cells, so that a mirrored image has the mirrored cells.
+
+    Args:
+        looks: of one image, all with one stride.
+        size: (height, width) of the image.
+    """
+    stride = looks[0].evidence.stride
+    factors = [
+        max(a / b for a, b in zip(x.evidence.people.image_size, x.view.size, strict=True))
+        for x in looks
+    ]
+    rows, columns = grid_size((size[0] * max(factors), size[1] * max(factors)), stride)
+    return rows * stride, columns * stride
+
+
+def merge_looks(
+    looks: Sequence[Look],
+    size: tuple[int, int],
+    *,
+    flip_indices: Sequence[int],
+    boxes: str,
+    suppression: BoxSuppression,
+    most_boxes: int,
+) -> ImageEvidence:
+    """One image's evidence from several looks at it; a single look is returned as it is.
+
+    Args:
+        looks: of one image, the base first.
+        size: (height, width) of the image.
+        flip_indices: K indices, see Skeleton.
+        boxes: "merged" (of all looks) or "base" (of the first).
+        suppression: of boxes of several looks.
+        most_boxes: that stay.
+
+    Returns:
+        Evidence in `shared_frame`.
+    """
+    if len(looks) == 1:
+        return looks[0].evidence
+    frame = shared_frame(looks, size)
+    maps = average_maps(looks, size, frame, flip_indices)
+    chosen = looks if boxes == "merged" else looks[:1]
+    people = merge_boxes(chosen, size, frame, suppression=suppression, most=most_boxes)
+    return ImageEvidence(maps, looks[0].evidence.stride, people)
+
+
+def average_maps(
+    looks: Sequence[Look],
+    size: tuple[int, int],
+    frame: tuple[int, int],
+    flip_indices: Sequence[int],
+) -> torch.Tensor:
+    """(K + 1, h, w) means of the looks' maps over `frame`; a cell counts the looks that cover it.
+
+    Parts of the image fade in from their inner borders, where they know least of what lies beyond.
+    """
+    first = looks[0].evidence
+    grid = grid_size(frame, first.stride)
+    channels = [*flip_indices, len(flip_indices)]
+    total = first.maps.new_zeros(len(channels), *grid, dtype=torch.float32)
+    weight = total.new_zeros(grid)
+    for look in looks:
+        maps = look.evidence.maps.float()
+        if look.view.mirrored:
+            maps = maps[channels]
+        rows, row_window, row_weight = _axis(look, size, grid, 0)
+        columns, column_window, column_weight = _axis(look, size, grid, 1)
+        if not len(row_weight) or not len(column_weight):
+            continue
+        window = Window(
+            column_window[0], row_window[0], column_window[1], row_window[1], look.view.mirrored
+        )
+        shape = (len(row_weight), len(column_weight))
+        here = resample_maps(maps, look.evidence.stride, window, shape)
+        cell_weight = row_weight[:, None].to(here) * column_weight.to(here)
+        total[:, rows, columns] += here * cell_weight
+        weight[rows, columns] += cell_weight
+    return total / weight
+
+
+def _axis(
+    look: Look, size: tuple[int, int], grid: tuple[int, int], axis: int
+) -> tuple[slice, tuple[float, float], torch.Tensor]:
+    """Along an axis (0 rows, 1 columns), of the grid's cells with their centres in the view: which
+    they are, what they span in the view's network input, and their weights."""
+    start, end = (look.view.box[1], look.view.box[3]) if axis == 0 else look.view.box[::2]
+    pixels_per_cell = size[axis] / grid[axis]
+    centres = (torch.arange(grid[axis], dtype=torch.float64) + 0.5) * pixels_per_cell
+    inside = ((centres > start) & (centres < end)).nonzero()[:, 0]
+    if not len(inside):
+        return slice(0, 0), (0.0, 0.0), centres[:0]
+    first, last = int(inside[0]), int(inside[-1]) + 1
+    input_side = look.evidence.people.image_size[axis]
+    per_pixel = input_side / (end - start)
+    # Rounded, so that cells that coincide are seen to.
+    span = [round((cell * pixels_per_cell - start) * per_pixel, 6) for cell in (first, last)]
+    if axis == 1 and look.view.mirrored:
+        span = [input_side - span[1], input_side - span[0]]
+    weights = torch.ones(last - first, dtype=torch.float64)
+    # Ramps over a quarter of the part.
+    ramp = (end - start) / 4
+    if start > 0:
+        weights = torch.minimum(weights, (centres[first:last] - start) / ramp)
+    if end < size[axis]:
+        weights = torch.minimum(weights, (end - centres[first:last]) / ramp)
+    return slice(first, last), (span[0], span[1]), weights
+
+
+def merge_boxes(
+    looks: Sequence[Look],
+    size: tuple[int, int],
+    frame: tuple[int, int],
+    *,
+    suppression: BoxSuppression,
+    most: int,
+) -> Instances:
+    """Person boxes of all looks in `frame`, one for each person.
+
+    The best box of a person stays, moved to the mean of what the looks say of her (weighted by
+    score), with the best score.
+    """
+    placed = [_place_boxes(look, size, frame) for look in looks]
+    boxes = torch.cat([b for b, _ in placed])
+    scores = torch.cat([s for _, s in placed])
+    if len(looks) > 1:
+        kept, kept_scores = suppression(boxes, scores, most)
+        boxes, scores = _vote(boxes[kept], boxes, scores), kept_scores
+    people = Instances(frame, pred_boxes=Boxes(boxes), scores=scores)
+    people.pred_classes = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
+    return people
+
+
+def _place_boxes(
+    look: Look, size: tuple[int, int], frame: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes (N, 4) of a look in `frame`, and scores (N,); without those that its part cuts off."""
+    people, view = look.evidence.people, look.view
+    boxes = to_image(people.pred_boxes.tensor, people.image_size, view)
+    x1, y1, x2, y2 = view.box
+    reach = _CUT * torch.tensor([x2 - x1, y2 - y1], device=boxes.device)
+    cut = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    for axis, (start, end) in enumerate(((x1, x2), (y1, y2))):
+        if start > 0:
+            cut |= boxes[:, axis] < start + reach[axis]
+        if end < size[1 - axis]:
+            cut |= boxes[:, 2 + axis] > end - reach[axis]
+    scale = boxes.new_tensor([frame[1] / size[1], frame[0] / size[0]]).repeat(2)
+    return (boxes * scale)[~cut], people.scores[~cut]
+
+
+def to_image(boxes: torch.Tensor, input_size: tuple[int, int], view: View) -> torch.Tensor:
+    """Boxes (N, 4) in a view's network input of (height, width) -> pixels of the image."""
+    scale = boxes.new_tensor([view.size[1] / input_size[1], view.size[0] / input_size[0]])
+    placed = boxes * scale.repeat(2)
+    if view.mirrored:
+        placed = torch.stack(
+            [view.size[1] - placed[:, 2], placed[:, 1], view.size[1] - placed[:, 0], placed[:, 3]],
+            dim=1,
+        )
+    return placed + placed.new_tensor([view.box[0], view.box[1]]).repeat(2)
+
+
+def _vote(kept: torch.Tensor, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    """Each kept box at the mean of all that are the same person's, weighted by their scores."""
+    if not len(kept):
+        return kept
+    overlaps = box_iou(kept, boxes)
+    # A box belongs to the kept one that it overlaps most.
+    owned = overlaps == overlaps.amax(dim=0)
+    weights = scores * (owned & (overlaps > _SAME_BOX))
+    # A kept box without area does not even overlap itself.
+    total = weights.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, weights @ boxes / total.clamp(min=1e-9), kept)
+
+
+def pool_people(
+    results: Sequence[tuple[View, dict]], size: tuple[int, int], flip_indices: Sequence[int]
+) -> dict:
+    """Everybody whom any view shows, in the frame of the image; masks averaged.
+
+    Args:
+        results: of one image per view: {"instances", "sem_seg" ...} in pixels of the view's part.
+        size: (height, width) of the image.
+        flip_indices: K indices, see Skeleton.
+
+    Returns:
+        {"instances", "sem_seg" where the views have it, "heatmaps" of the first view}.
+    """
+    merged = {"instances": Instances.cat([_placed(r, v, size, flip_indices) for v, r in results])}
+    first = results[0][1]
+    if "sem_seg" in first:
+        merged["sem_seg"] = _average_masks(results, size)
+    if "heatmaps" in first:
+        merged["heatmaps"] = first["heatmaps"]
+    return merged
+
+
+def _placed(
+    result: dict, view: View, size: tuple[int, int], flip_indices: Sequence[int]
+) -> Instances:
+    """People of a view's part, in pixels of the image."""
+    found = result["instances"]
+    fields = dict(found.get_fields())
+    boxes = to_image(fields["pred_boxes"].tensor, view.size, view)
+    fields["pred_boxes"] = Boxes(boxes)
+    if "pred_keypoints" in fields:
+        joints = fields["pred_keypoints"]
+        given = (joints != 0).any(dim=-1, keepdim=True)
+        x, y, score = joints.unbind(dim=-1)
+        if view.mirrored:
+            x = view.size[1] - x
+        joints = torch.stack([x + view.box[0], y + view.box[1], score], dim=-1) * given
+        fields["pred_keypoints"] = joints[:, list(flip_indices)] if view.mirrored else joints
+    return Instances(size, **fields)
+
+
+def _average_masks(results: Sequence[tuple[View, dict]], size: tuple[int, int]) -> torch.Tensor:
+    """(2, H, W) = [1 - p, p], p the mean of the views that show a pixel."""
+    total = results[0][1]["sem_seg"].new_zeros(size)
+    count = torch.zeros_like(total)
+    for view, result in results:
+        x1, y1, x2, y2 = view.box
+        p = result["sem_seg"][1]
+        total[y1:y2, x1:x2] += p.flip(-1) if view.mirrored else p
+        count[y1:y2, x1:x2] += 1
+    p = total / count
+    return torch.stack([1 - p, p])
