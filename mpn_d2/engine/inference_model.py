@@ -91,6 +91,10 @@ def check_inference_config(cfg: CfgNode) -> None:
             "TTA.FUSION poses pools the people of all views, each person many times: set "
             "OKS_NMS.MODE hard or soft"
         )
+    if wraps(cfg) and cfg.EVAL.ERROR_BUDGET:
+        raise ValueError(
+            "EVAL.ERROR_BUDGET wants one plain pass: switch TTA, ENSEMBLE, REFINE and OKS_NMS off"
+        )
     for key in ("KEYPOINT_SOURCE", "BOX_SOURCE"):
         if wraps(cfg) and cfg.EVAL[key] != "pred":
             raise ValueError(
@@ -241,7 +245,9 @@ class PoseInference(nn.Module):
             suppression=main.model.box_suppression,
             most_boxes=self.most_people,
         )
-        return main.model.assemble_people([evidence], [size])[0]
+        # With mirrored views, nothing may prefer a side (design 7.15).
+        mirror = self.flip_indices if self.plan.flip else None
+        return main.model.assemble_people([evidence], [size], mirror)[0]
 
     def _pool_poses(self, image: torch.Tensor) -> dict:
         """Everybody whom any view or model finds."""

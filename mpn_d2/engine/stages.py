@@ -24,6 +24,7 @@ from mpn_d2.data.loader import trains_without_images
 from mpn_d2.engine.build import check_training_config
 from mpn_d2.engine.checkpoint import TAG, PoseCheckpointer, read_progress, some_names
 from mpn_d2.engine.inference_model import build_inference_model
+from mpn_d2.engine.source_budget import source_budget
 from mpn_d2.engine.trainer import PoseTrainer
 from mpn_d2.modeling.meta_arch.multiposenet import PARTS
 from mpn_d2.utils.files import write_text_atomically
@@ -322,7 +323,14 @@ def evaluate(cfg: CfgNode, *, weights: str) -> dict:
     model = build_inference_model(cfg, weights)
     source = weights or cfg.MODEL.ASSEMBLER.WEIGHTS or "no weights"
     logger.info("Evaluating %s on %s", source, ", ".join(cfg.DATASETS.TEST))
-    return PoseTrainer.test(cfg, model)
+    results = PoseTrainer.test(cfg, model)
+    if cfg.EVAL.ERROR_BUDGET:
+        for name, of_dataset in results.items():
+            loader = PoseTrainer.build_test_loader(cfg, name, with_annotations=True)
+            budget = source_budget(cfg, model, name, loader)
+            if budget:
+                of_dataset["error_budget"] = budget
+    return results
 
 
 def save_results(results: dict, path: str) -> None:

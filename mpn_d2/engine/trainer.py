@@ -100,13 +100,20 @@ class PoseTrainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(
-        cls, cfg: CfgNode, dataset_name: str, *, full_size: bool = False
+        cls,
+        cfg: CfgNode,
+        dataset_name: str,
+        *,
+        full_size: bool = False,
+        with_annotations: bool = False,
     ) -> Iterable[list[dict]]:
         """Images of a dataset one by one, resized for testing unless `full_size`."""
+        cfg = cfg.clone()
+        cfg.defrost()
         if full_size:
-            cfg = cfg.clone()
-            cfg.defrost()
             cfg.INPUT.MIN_SIZE_TEST = 0
+        if with_annotations:
+            cfg.EVAL.BOX_SOURCE = "gt"
         return build_detection_test_loader(
             load_pose_dicts([dataset_name], is_train=False),
             mapper=PoseDatasetMapper(cfg, is_train=False),

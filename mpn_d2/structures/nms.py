@@ -79,13 +79,13 @@ class BoxSuppression:
                 break
             kept.append(best)
             values.append(value)
-            overlap = box_iou(places[best : best + 1], places)[0]
+            # NaN between boxes without area.
+            overlap = torch.nan_to_num(box_iou(places[best : best + 1], places)[0], nan=0.0)
             if self.method == "soft_linear":
                 factor = torch.where(overlap > self.threshold, 1 - overlap, 1.0)
             else:
                 factor = torch.exp(-overlap.square() / self.sigma)
             current *= factor
-            # Taken; a box without area has no overlap even with itself.
             current[best] = -1.0
         index = torch.tensor(kept, dtype=torch.int64, device=scores.device)
         return index, torch.tensor(values, dtype=scores.dtype, device=scores.device)

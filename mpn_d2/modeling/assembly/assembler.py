@@ -21,6 +21,7 @@ from mpn_d2.modeling.assembly.build import (
 )
 from mpn_d2.modeling.assembly.evidence import Evidence, Rating
 from mpn_d2.modeling.assembly.matching import Matching, MatchingProblem
+from mpn_d2.modeling.assembly.mirrored import Mirror
 from mpn_d2.modeling.assembly.people_batch import PeopleBatch, collate_people
 from mpn_d2.structures.outputs import AssembledPoses, Candidates, HeatmapOutputs
 from mpn_d2.structures.skeleton import get_skeleton
@@ -146,6 +147,7 @@ class PoseAssembler(nn.Module):
         boxes: list[torch.Tensor],
         box_scores: list[torch.Tensor] | None = None,
         maps: HeatmapOutputs | None = None,
+        mirror: Mirror | None = None,
     ) -> list[AssembledPoses]:
         """Poses of all boxes of all images.
 
@@ -155,6 +157,7 @@ class PoseAssembler(nn.Module):
             box_scores: per image (P,); without them every box takes part and counts as 1.
             maps: raw heatmaps of the batch, needed by grid input "heatmap" only; their frame is
                 that of the boxes.
+            mirror: rate the mirrored image, too, and take the mean; None for one sight.
 
         Returns:
             One entry per image, one pose per box, in the order of the boxes. Joints of one type
@@ -167,12 +170,19 @@ class PoseAssembler(nn.Module):
         if not boxes and not candidates:
             return []
         batch = self.collate(candidates, boxes, box_scores)
-        return self.assemble(batch, self.rate(batch, maps))
+        return self.assemble(batch, self.rate(batch, maps, mirror))
 
-    def rate(self, batch: PeopleBatch, maps: HeatmapOutputs | None = None) -> Rating:
+    def rate(
+        self,
+        batch: PeopleBatch,
+        maps: HeatmapOutputs | None = None,
+        mirror: Mirror | None = None,
+    ) -> Rating:
         """What the evidence says of a batch, as much of it as `assemble` needs."""
-        oks = "oks" in self.pose_score
-        return self.evidence.rate(batch, maps, peaks=self.needs_peaks, oks=oks)
+        needs = {"peaks": self.needs_peaks, "oks": "oks" in self.pose_score}
+        if mirror is None:
+            return self.evidence.rate(batch, maps, **needs)
+        return self.evidence.rate_both_ways(batch, mirror, maps, **needs)
 
     def collate(
         self,

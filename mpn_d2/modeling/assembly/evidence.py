@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mpn_d2.modeling.assembly.mirrored import Mirror
 from mpn_d2.modeling.assembly.people_batch import PeopleBatch
 from mpn_d2.structures.outputs import HeatmapOutputs
 
@@ -68,6 +69,29 @@ class Evidence(nn.Module):
             oks: also say how good each pose will be (`expects_oks`).
         """
         raise NotImplementedError
+
+    def rate_both_ways(
+        self,
+        batch: PeopleBatch,
+        mirror: Mirror,
+        maps: HeatmapOutputs | None = None,
+        *,
+        peaks: bool = False,
+        oks: bool = False,
+    ) -> Rating:
+        """The mean of what it says of a batch and of its mirror image; see `rate`.
+
+        As here for evidence that reads no maps.
+        """
+        plain = self.rate(batch, maps, peaks=peaks, oks=oks)
+        turned = self.rate(mirror.batch(batch), peaks=peaks, oks=oks)
+        flip = list(mirror.flip_indices)
+        mean = Rating((plain.pair_scores + turned.pair_scores[:, flip]) / 2)
+        if plain.peaks is not None:
+            mean.peaks = (plain.peaks + mirror.peaks(turned.peaks, batch)) / 2
+        if plain.pose_oks is not None:
+            mean.pose_oks = (plain.pose_oks + turned.pose_oks) / 2
+        return mean
 
     def loss(self, samples: list[dict]) -> torch.Tensor:
         """Scalar training loss of samples of data/association.py; zero gradients for none."""

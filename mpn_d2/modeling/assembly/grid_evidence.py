@@ -21,6 +21,7 @@ from mpn_d2.modeling.assembly.grid_networks import (
     PoseResidualNetwork,
     PriorNetwork,
 )
+from mpn_d2.modeling.assembly.mirrored import Mirror
 from mpn_d2.modeling.assembly.people_batch import PeopleBatch
 from mpn_d2.structures.outputs import HeatmapOutputs
 from mpn_d2.structures.skeleton import get_skeleton
@@ -79,6 +80,20 @@ class GridEvidence(Evidence):
     ) -> Rating:
         """See the base."""
         return self.rate_grids(batch, self.network(self.encode_people(batch, maps)), peaks=peaks)
+
+    def rate_both_ways(
+        self,
+        batch: PeopleBatch,
+        mirror: Mirror,
+        maps: HeatmapOutputs | None = None,
+        *,
+        peaks: bool = False,
+        oks: bool = False,
+    ) -> Rating:
+        """See the base; the mean of the grids."""
+        grids, flip = self.encode_people(batch, maps), list(mirror.flip_indices)
+        turned = self.network(grids[:, flip].flip(-1))[:, flip].flip(-1)
+        return self.rate_grids(batch, (self.network(grids) + turned) / 2, peaks=peaks)
 
     def loss(self, samples: list[dict]) -> torch.Tensor:
         """See the base; samples are people."""

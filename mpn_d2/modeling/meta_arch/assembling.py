@@ -5,10 +5,13 @@ Letters: K keypoint types, P people of one image, H x W cells.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.structures import Instances
 from torch import nn
 
+from mpn_d2.modeling.assembly.mirrored import Mirror
 from mpn_d2.modeling.meta_arch.common import (
     finish_instances,
     finish_person_mask,
@@ -25,6 +28,7 @@ def assemble_evidence(
     keypoint_head: nn.Module,
     assembler: nn.Module,
     return_heatmaps: bool = False,
+    flip_indices: Sequence[int] | None = None,
 ) -> list[dict]:
     """Per image {"instances", "sem_seg"} and on demand "heatmaps", in pixels of its final size.
 
@@ -37,6 +41,8 @@ def assemble_evidence(
         assembler: of POSE_ASSEMBLER_REGISTRY. Boxes below MODEL.ASSEMBLER.BOX_SCORE_THRESH claim
             nothing and keep an empty pose.
         return_heatmaps: add "heatmaps" (K, h, w), see `image_heatmaps`.
+        flip_indices: K indices (see Skeleton): the assembler sees everything mirrored, too; None
+            for one sight.
     """
 
     def of_one_size(evidence: list[ImageEvidence], sizes: list[tuple[int, int]]) -> list[dict]:
@@ -52,6 +58,7 @@ def assemble_evidence(
             [x.people.pred_boxes.tensor for x in evidence],
             [x.people.scores for x in evidence],
             maps,
+            None if flip_indices is None else Mirror.of(frames, flip_indices),
         )
         results = []
         for seen, pose, mask, size in zip(evidence, poses, masks, sizes, strict=True):

@@ -6,6 +6,8 @@ forward -> losses of the parts that train, or inference -> Instances.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -178,8 +180,6 @@ class MultiPoseNet(RetinaNet):
             for name, loss in losses.items()
         }
 
-    # ---------------------------------------------------------------- training
-
     def micro_batch_weights(self, batches: list[list[dict]]) -> dict[str, list[float]]:
         """What each of a batch's parts weighs in it, see micro_batches.py."""
         return weights_by_part(self, batches)
@@ -308,8 +308,6 @@ class MultiPoseNet(RetinaNet):
         """
         return 1.0
 
-    # --------------------------------------------------------------- inference
-
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """Results per image; an image scores the same alone and in any batch (design 7.2)."""
@@ -327,7 +325,10 @@ class MultiPoseNet(RetinaNet):
 
     @torch.no_grad()
     def assemble_people(
-        self, evidence: list[ImageEvidence], sizes: list[tuple[int, int]]
+        self,
+        evidence: list[ImageEvidence],
+        sizes: list[tuple[int, int]],
+        flip_indices: Sequence[int] | None = None,
     ) -> list[dict]:
         """Results of images, scaled to `sizes`, from what one or several looks found in them."""
         return assemble_evidence(
@@ -336,6 +337,7 @@ class MultiPoseNet(RetinaNet):
             keypoint_head=self.keypoint_head,
             assembler=self.assembler,
             return_heatmaps=self.return_heatmaps,
+            flip_indices=flip_indices,
         )
 
     def _look_at_one_size(self, batched_inputs: list[dict]) -> list[ImageEvidence]:
