@@ -43,6 +43,9 @@ def _add_augmentation_keys(cfg: CN) -> None:
     cfg.TTA.FUSION = "maps"
     # FUSION maps: boxes of all views (merged) or of the base alone (base). [LM: base]
     cfg.TTA.BOXES = "merged"
+    # FUSION maps: cells of the mean heatmaps per cell of the base, each way; 0: 1, with CROPS as
+    # many as the finest part has. [LM: pixels of the image]
+    cfg.TTA.MAP_SCALE = 0.0
 
     # Further models beside that of this config, same skeleton: a config file and weights each.
     # Their views join this model's, merged as TTA.FUSION says. [paper: two backbones]

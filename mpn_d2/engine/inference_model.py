@@ -49,6 +49,7 @@ def build_inference_model(cfg: CfgNode, weights: str) -> nn.Module:
         plan=build_view_plan(cfg),
         fusion=cfg.TTA.FUSION,
         boxes=cfg.TTA.BOXES,
+        map_scale=cfg.TTA.MAP_SCALE,
         most_people=cfg.TEST.DETECTIONS_PER_IMAGE,
         flip_indices=skeleton.flip_indices,
         suppression=PoseSuppression(cfg.OKS_NMS.MODE, cfg.OKS_NMS.THRESH, skeleton.sigmas),
@@ -73,6 +74,8 @@ def check_inference_config(cfg: CfgNode) -> None:
     ):
         if value not in known:
             raise ValueError(f"{key} is {value!r}; choose one of {', '.join(known)}")
+    if not 0 <= cfg.TTA.MAP_SCALE <= 8:
+        raise ValueError(f"TTA.MAP_SCALE is {cfg.TTA.MAP_SCALE}: 0 (by itself) to 8 is needed")
     PoseSuppression(cfg.OKS_NMS.MODE, cfg.OKS_NMS.THRESH, ())
     build_view_plan(cfg)
     if cfg.TEST.AUG.ENABLED:
@@ -165,6 +168,7 @@ class PoseInference(nn.Module):
         suppression: PoseSuppression,
         fusion: str = "maps",
         boxes: str = "merged",
+        map_scale: float = 0.0,
         most_people: int = 100,
         refiner: nn.Module | None = None,
     ) -> None:
@@ -177,6 +181,7 @@ class PoseInference(nn.Module):
             fusion: "maps" or "poses", see TTA.FUSION; "maps" needs models that tell what they
                 `look` at apart from the people they assemble.
             boxes: "merged" or "base", see TTA.BOXES.
+            map_scale: see TTA.MAP_SCALE.
             most_people: per image.
             refiner: takes images and their Instances, gives Instances; None for no refinement.
 
@@ -187,7 +192,7 @@ class PoseInference(nn.Module):
         self.models = nn.ModuleList([v.model for v in viewers])
         self.viewers = list(viewers)
         self.plan = plan
-        self.fusion, self.boxes = fusion, boxes
+        self.fusion, self.boxes, self.map_scale = fusion, boxes, map_scale
         self.most_people = most_people
         self.flip_indices = tuple(flip_indices)
         self.suppression = suppression
@@ -244,6 +249,7 @@ class PoseInference(nn.Module):
             boxes=self.boxes,
             suppression=main.model.box_suppression,
             most_boxes=self.most_people,
+            map_scale=self.map_scale,
         )
         # With mirrored views, nothing may prefer a side (design 7.15).
         mirror = self.flip_indices if self.plan.flip else None

@@ -60,10 +60,10 @@ def source_budget(
         return {}
     budget = {f"{row}/AP": metrics["keypoints"]["AP"] for row, metrics in found.items()}
     print(f"\nError budget on {dataset_name}, keypoint AP:")
-    print(f"{'':22}{'predicted boxes':>18}{'annotated boxes':>18}")
+    print(f"{'':24}{'predicted boxes':>20}{'annotated boxes':>20}")
     for source, title in (("pred", "predicted keypoints"), ("gt", "annotated keypoints")):
         cells = [budget[f"{source}_keypoints+{boxes}_boxes/AP"] for boxes in ("pred", "gt")]
-        print(f"{title:22}" + "".join(format_figure(cell, 18) for cell in cells))
+        print(f"{title:24}" + "".join(format_figure(cell, 20) for cell in cells))
     return budget
 
 

@@ -22,6 +22,11 @@ from mpn_d2.structures.outputs import ImageEvidence
 # Boxes that reach closer than that to an inner border of a part are probably cut off there; share
 # of the part's side.
 _CUT = 0.01
+# Parts are for small people: larger boxes than that, share of the part's sides, are left to the
+# whole image.
+_LARGEST = 0.35
+# What a part says counts this far around the people whom it shows whole, share of their sides.
+_AROUND = 0.2
 # From this IoU on, boxes of several views are taken for one person's.
 _SAME_BOX = 0.6
 
@@ -39,21 +44,26 @@ class Look:
     evidence: ImageEvidence
 
 
-def shared_frame(looks: Sequence[Look], size: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels of the frame that looks are merged in: as fine as the finest one.
+def shared_frame(
+    looks: Sequence[Look], size: tuple[int, int], map_scale: float = 0.0
+) -> tuple[int, int]:
+    """(height, width) in pixels of the frame that looks are merged in.
 
     It spans exactly the image in whole cells, so that a mirrored image has the mirrored cells.
 
     Args:
-        looks: of one image, all with one stride.
+        looks: of one image, the base first, all with one stride.
         size: (height, width) of the image.
+        map_scale: pixels of the frame per pixel of the base; 0: as fine as the base, with parts of
+            the image as fine as the finest of them.
     """
     stride = looks[0].evidence.stride
-    factors = [
-        max(a / b for a, b in zip(x.evidence.people.image_size, x.view.size, strict=True))
-        for x in looks
-    ]
-    rows, columns = grid_size((size[0] * max(factors), size[1] * max(factors)), stride)
+    zoom = [max(a / b for a, b in zip(x.evidence.people.image_size, x.view.size)) for x in looks]
+    factor = zoom[0] * map_scale
+    if map_scale == 0:
+        parts = [z for z, x in zip(zoom, looks, strict=True) if not x.view.is_whole(size)]
+        factor = max(zoom[:1] + parts)
+    rows, columns = grid_size((size[0] * factor, size[1] * factor), stride)
     return rows * stride, columns * stride
 
 
@@ -65,6 +75,7 @@ def merge_looks(
     boxes: str,
     suppression: BoxSuppression,
     most_boxes: int,
+    map_scale: float = 0.0,
 ) -> ImageEvidence:
     """One image's evidence from several looks at it; a single look is returned as it is.
 
@@ -75,13 +86,14 @@ def merge_looks(
         boxes: "merged" (of all looks) or "base" (of the first).
         suppression: of boxes of several looks.
         most_boxes: that stay.
+        map_scale: see `shared_frame`.
 
     Returns:
         Evidence in `shared_frame`.
     """
     if len(looks) == 1:
         return looks[0].evidence
-    frame = shared_frame(looks, size)
+    frame = shared_frame(looks, size, map_scale)
     maps = average_maps(looks, size, frame, flip_indices)
     chosen = looks if boxes == "merged" else looks[:1]
     people = merge_boxes(chosen, size, frame, suppression=suppression, most=most_boxes)
@@ -94,9 +106,10 @@ def average_maps(
     frame: tuple[int, int],
     flip_indices: Sequence[int],
 ) -> torch.Tensor:
-    """(K + 1, h, w) means of the looks' maps over `frame`; a cell counts the looks that cover it.
+    """(K + 1, h, w) means of the looks' maps over `frame`.
 
-    Parts of the image fade in from their inner borders, where they know least of what lies beyond.
+    A part of the image counts around the people whom it shows whole; of those whom it cuts off it
+    knows less than the whole image does.
     """
     first = looks[0].evidence
     grid = grid_size(frame, first.stride)
@@ -107,32 +120,32 @@ def average_maps(
         maps = look.evidence.maps.float()
         if look.view.mirrored:
             maps = maps[channels]
-        rows, row_window, row_weight = _axis(look, size, grid, 0)
-        columns, column_window, column_weight = _axis(look, size, grid, 1)
-        if not len(row_weight) or not len(column_weight):
+        rows, row_span = _axis(look, size, grid, 0)
+        columns, column_span = _axis(look, size, grid, 1)
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        if not all(shape):
             continue
         window = Window(
-            column_window[0], row_window[0], column_window[1], row_window[1], look.view.mirrored
+            column_span[0], row_span[0], column_span[1], row_span[1], look.view.mirrored
         )
-        shape = (len(row_weight), len(column_weight))
         here = resample_maps(maps, look.evidence.stride, window, shape)
-        cell_weight = row_weight[:, None].to(here) * column_weight.to(here)
-        total[:, rows, columns] += here * cell_weight
-        weight[rows, columns] += cell_weight
+        trust = _trust(look, size, frame, grid)[rows, columns].to(here)
+        total[:, rows, columns] += here * trust
+        weight[rows, columns] += trust
     return total / weight
 
 
 def _axis(
     look: Look, size: tuple[int, int], grid: tuple[int, int], axis: int
-) -> tuple[slice, tuple[float, float], torch.Tensor]:
+) -> tuple[slice, tuple[float, float]]:
     """Along an axis (0 rows, 1 columns), of the grid's cells with their centres in the view: which
-    they are, what they span in the view's network input, and their weights."""
+    they are, and what they span in the view's network input."""
     start, end = (look.view.box[1], look.view.box[3]) if axis == 0 else look.view.box[::2]
     pixels_per_cell = size[axis] / grid[axis]
     centres = (torch.arange(grid[axis], dtype=torch.float64) + 0.5) * pixels_per_cell
     inside = ((centres > start) & (centres < end)).nonzero()[:, 0]
     if not len(inside):
-        return slice(0, 0), (0.0, 0.0), centres[:0]
+        return slice(0, 0), (0.0, 0.0)
     first, last = int(inside[0]), int(inside[-1]) + 1
     input_side = look.evidence.people.image_size[axis]
     per_pixel = input_side / (end - start)
@@ -140,14 +153,22 @@ def _axis(
     span = [round((cell * pixels_per_cell - start) * per_pixel, 6) for cell in (first, last)]
     if axis == 1 and look.view.mirrored:
         span = [input_side - span[1], input_side - span[0]]
-    weights = torch.ones(last - first, dtype=torch.float64)
-    # Ramps over a quarter of the part.
-    ramp = (end - start) / 4
-    if start > 0:
-        weights = torch.minimum(weights, (centres[first:last] - start) / ramp)
-    if end < size[axis]:
-        weights = torch.minimum(weights, (end - centres[first:last]) / ramp)
-    return slice(first, last), (span[0], span[1]), weights
+    return slice(first, last), (span[0], span[1])
+
+
+def _trust(
+    look: Look, size: tuple[int, int], frame: tuple[int, int], grid: tuple[int, int]
+) -> torch.Tensor:
+    """(h, w) weights of a look's maps in the grid over `frame`, 0 or 1."""
+    if look.view.is_whole(size):
+        return torch.ones(grid)
+    trust = torch.zeros(grid)
+    boxes, _ = _place_boxes(look, size, frame)
+    around = (boxes[:, 2:] - boxes[:, :2]) * _AROUND
+    boxes = torch.cat([boxes[:, :2] - around, boxes[:, 2:] + around], dim=1) / (frame[0] / grid[0])
+    for x1, y1, x2, y2 in boxes.clamp(min=0).round().int().tolist():
+        trust[y1:y2, x1:x2] = 1.0
+    return trust
 
 
 def merge_boxes(
@@ -161,14 +182,19 @@ def merge_boxes(
     """Person boxes of all looks in `frame`, one for each person.
 
     The best box of a person stays, moved to the mean of what the looks say of her (weighted by
-    score), with the best score.
+    score). Its score is the mean over the looks that show the place, 0 where they found nobody: of
+    what one look alone believes in, less is true.
     """
     placed = [_place_boxes(look, size, frame) for look in looks]
     boxes = torch.cat([b for b, _ in placed])
     scores = torch.cat([s for _, s in placed])
-    if len(looks) > 1:
-        kept, kept_scores = suppression(boxes, scores, most)
-        boxes, scores = _vote(boxes[kept], boxes, scores), kept_scores
+    if len(looks) > 1 and len(boxes):
+        kept, _ = suppression(boxes, scores, most)
+        owned = _same_person(boxes[kept], boxes)
+        mean_scores = _mean_scores(boxes[kept], owned, placed, looks, size, frame)
+        boxes, scores = _vote(boxes[kept], owned, boxes, scores), mean_scores
+        order = scores.argsort(descending=True, stable=True)
+        boxes, scores = boxes[order], scores[order]
     people = Instances(frame, pred_boxes=Boxes(boxes), scores=scores)
     people.pred_classes = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
     return people
@@ -188,6 +214,9 @@ def _place_boxes(
             cut |= boxes[:, axis] < start + reach[axis]
         if end < size[1 - axis]:
             cut |= boxes[:, 2 + axis] > end - reach[axis]
+    if not view.is_whole(size):
+        sides = (boxes[:, 2:] - boxes[:, :2]) / boxes.new_tensor([x2 - x1, y2 - y1])
+        cut |= (sides > _LARGEST).any(dim=1)
     scale = boxes.new_tensor([frame[1] / size[1], frame[0] / size[0]]).repeat(2)
     return (boxes * scale)[~cut], people.scores[~cut]
 
@@ -204,14 +233,42 @@ def to_image(boxes: torch.Tensor, input_size: tuple[int, int], view: View) -> to
     return placed + placed.new_tensor([view.box[0], view.box[1]]).repeat(2)
 
 
-def _vote(kept: torch.Tensor, boxes: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+def _same_person(kept: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+    """(M, N) bool: box n of all is of the same person as kept one m, the one it overlaps most."""
+    overlaps = torch.nan_to_num(box_iou(kept, boxes), nan=0.0)
+    return (overlaps == overlaps.amax(dim=0)) & (overlaps > _SAME_BOX)
+
+
+def _mean_scores(
+    kept: torch.Tensor,
+    owned: torch.Tensor,
+    placed: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    looks: Sequence[Look],
+    size: tuple[int, int],
+    frame: tuple[int, int],
+) -> torch.Tensor:
+    """(M,) mean over looks of the best score that each gives a kept box (M, 4)."""
+    best, shown, first = [], [], 0
+    scale = kept.new_tensor([frame[1] / size[1], frame[0] / size[0]])
+    for look, (_, scores) in zip(looks, placed, strict=True):
+        mine = owned[:, first : first + len(scores)] * scores
+        first += len(scores)
+        best.append(mine.amax(dim=1) if len(scores) else kept.new_zeros(len(kept)))
+        corners = kept.new_tensor(look.view.box).view(2, 2) * scale
+        # A pixel to spare: boxes are clipped to the image.
+        inside = (kept[:, :2] >= corners[0] - 1).all(1) & (kept[:, 2:] <= corners[1] + 1).all(1)
+        if not look.view.is_whole(size):
+            sides = kept[:, 2:] - kept[:, :2]
+            inside &= (sides <= _LARGEST * (corners[1] - corners[0])).all(dim=1)
+        shown.append(inside | (best[-1] > 0))
+    return torch.stack(best).sum(dim=0) / torch.stack(shown).sum(dim=0).clamp(min=1)
+
+
+def _vote(
+    kept: torch.Tensor, owned: torch.Tensor, boxes: torch.Tensor, scores: torch.Tensor
+) -> torch.Tensor:
     """Each kept box at the mean of all that are the same person's, weighted by their scores."""
-    if not len(kept):
-        return kept
-    overlaps = box_iou(kept, boxes)
-    # A box belongs to the kept one that it overlaps most.
-    owned = overlaps == overlaps.amax(dim=0)
-    weights = scores * (owned & (overlaps > _SAME_BOX))
+    weights = scores * owned
     # A kept box without area does not even overlap itself.
     total = weights.sum(dim=1, keepdim=True)
     return torch.where(total > 0, weights @ boxes / total.clamp(min=1e-9), kept)
