@@ -203,22 +203,32 @@ def merge_boxes(
 def _place_boxes(
     look: Look, size: tuple[int, int], frame: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes (N, 4) of a look in `frame`, and scores (N,); without those that its part cuts off."""
-    people, view = look.evidence.people, look.view
-    boxes = to_image(people.pred_boxes.tensor, people.image_size, view)
-    x1, y1, x2, y2 = view.box
-    reach = _CUT * torch.tensor([x2 - x1, y2 - y1], device=boxes.device)
-    cut = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    for axis, (start, end) in enumerate(((x1, x2), (y1, y2))):
-        if start > 0:
-            cut |= boxes[:, axis] < start + reach[axis]
-        if end < size[1 - axis]:
-            cut |= boxes[:, 2 + axis] > end - reach[axis]
-    if not view.is_whole(size):
-        sides = (boxes[:, 2:] - boxes[:, :2]) / boxes.new_tensor([x2 - x1, y2 - y1])
-        cut |= (sides > _LARGEST).any(dim=1)
+    """Boxes (N, 4) of a look in `frame`, and scores (N,), of people of whom it can tell."""
+    people = look.evidence.people
+    boxes = to_image(people.pred_boxes.tensor, people.image_size, look.view)
+    judged = _is_judged(boxes, look.view, size)
     scale = boxes.new_tensor([frame[1] / size[1], frame[0] / size[0]]).repeat(2)
-    return (boxes * scale)[~cut], people.scores[~cut]
+    return (boxes * scale)[judged], people.scores[judged]
+
+
+def _is_judged(boxes: torch.Tensor, view: View, size: tuple[int, int]) -> torch.Tensor:
+    """(N,) bool: a view can tell of a person with that box (N, 4), pixels of the image.
+
+    The whole image can; a part of it only where it shows the whole of her and she is small.
+    """
+    if view.is_whole(size):
+        return torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+    corners = boxes.new_tensor(view.box).view(2, 2)
+    extent = corners[1] - corners[0]
+    judged = ((boxes[:, 2:] - boxes[:, :2]) <= _LARGEST * extent).all(dim=1)
+    # Borders of the image cut off nobody whom the whole image shows.
+    far = boxes.new_tensor(size).flip(0)
+    inner_start, inner_end = corners[0] > 0, corners[1] < far
+    judged &= ((boxes[:, :2] >= corners[0] + _CUT * extent) | ~inner_start).all(dim=1)
+    judged &= ((boxes[:, 2:] <= corners[1] - _CUT * extent) | ~inner_end).all(dim=1)
+    # A pixel to spare: boxes are clipped to the image.
+    inside = (boxes[:, :2] >= corners[0] - 1) & (boxes[:, 2:] <= corners[1] + 1)
+    return judged & inside.all(dim=1)
 
 
 def to_image(boxes: torch.Tensor, input_size: tuple[int, int], view: View) -> torch.Tensor:
@@ -249,18 +259,12 @@ def _mean_scores(
 ) -> torch.Tensor:
     """(M,) mean over looks of the best score that each gives a kept box (M, 4)."""
     best, shown, first = [], [], 0
-    scale = kept.new_tensor([frame[1] / size[1], frame[0] / size[0]])
+    in_image = kept / kept.new_tensor([frame[1] / size[1], frame[0] / size[0]]).repeat(2)
     for look, (_, scores) in zip(looks, placed, strict=True):
         mine = owned[:, first : first + len(scores)] * scores
         first += len(scores)
         best.append(mine.amax(dim=1) if len(scores) else kept.new_zeros(len(kept)))
-        corners = kept.new_tensor(look.view.box).view(2, 2) * scale
-        # A pixel to spare: boxes are clipped to the image.
-        inside = (kept[:, :2] >= corners[0] - 1).all(1) & (kept[:, 2:] <= corners[1] + 1).all(1)
-        if not look.view.is_whole(size):
-            sides = kept[:, 2:] - kept[:, :2]
-            inside &= (sides <= _LARGEST * (corners[1] - corners[0])).all(dim=1)
-        shown.append(inside | (best[-1] > 0))
+        shown.append(_is_judged(in_image, look.view, size) | (best[-1] > 0))
     return torch.stack(best).sum(dim=0) / torch.stack(shown).sum(dim=0).clamp(min=1)
 
 
@@ -299,11 +303,12 @@ def pool_people(
 def _placed(
     result: dict, view: View, size: tuple[int, int], flip_indices: Sequence[int]
 ) -> Instances:
-    """People of a view's part, in pixels of the image."""
+    """People of whom a view can tell, in pixels of the image."""
     found = result["instances"]
-    fields = dict(found.get_fields())
-    boxes = to_image(fields["pred_boxes"].tensor, view.size, view)
-    fields["pred_boxes"] = Boxes(boxes)
+    boxes = to_image(found.pred_boxes.tensor, view.size, view)
+    judged = _is_judged(boxes, view, size)
+    fields = dict(found[judged].get_fields())
+    fields["pred_boxes"] = Boxes(boxes[judged])
     if "pred_keypoints" in fields:
         joints = fields["pred_keypoints"]
         given = (joints != 0).any(dim=-1, keepdim=True)

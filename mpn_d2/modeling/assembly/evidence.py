@@ -22,7 +22,8 @@ class Rating:
     Attributes:
         pair_scores: (B, K, M) how well candidate and box fit; 0 where they may not match.
         peaks: (B, K, 3) x, y where the evidence alone would put each joint, frame of the boxes,
-            and 1 where it would put it anywhere; None unless asked for.
+            and how much speaks for it, over 0 where it would put it anywhere; None unless asked
+            for.
         pose_oks: (B,) expected quality of each box's pose, 0 to 1; None unless asked for.
     """
 
@@ -79,19 +80,25 @@ class Evidence(nn.Module):
         peaks: bool = False,
         oks: bool = False,
     ) -> Rating:
-        """The mean of what it says of a batch and of its mirror image; see `rate`.
+        """What it says of a batch and of its mirror image: mean scores, the surer peaks.
 
-        As here for evidence that reads no maps.
+        Args:
+            maps: without padding, whose mirror image would begin with it.
+            batch, mirror, peaks, oks: see `rate`.
         """
         plain = self.rate(batch, maps, peaks=peaks, oks=oks)
-        turned = self.rate(mirror.batch(batch), peaks=peaks, oks=oks)
+        turned_maps = None if maps is None else mirror.maps(maps)
+        turned = self.rate(mirror.batch(batch), turned_maps, peaks=peaks, oks=oks)
         flip = list(mirror.flip_indices)
-        mean = Rating((plain.pair_scores + turned.pair_scores[:, flip]) / 2)
+        both = Rating((plain.pair_scores + turned.pair_scores[:, flip]) / 2)
         if plain.peaks is not None:
-            mean.peaks = (plain.peaks + mirror.peaks(turned.peaks, batch)) / 2
+            a, b = plain.peaks, mirror.peaks(turned.peaks, batch)
+            # Of a left and a right one that are equally sure, neither is preferred.
+            share = 0.5 + 0.5 * torch.sign(a[..., 2:] - b[..., 2:])
+            both.peaks = share * a + (1 - share) * b
         if plain.pose_oks is not None:
-            mean.pose_oks = (plain.pose_oks + turned.pose_oks) / 2
-        return mean
+            both.pose_oks = (plain.pose_oks + turned.pose_oks) / 2
+        return both
 
     def loss(self, samples: list[dict]) -> torch.Tensor:
         """Scalar training loss of samples of data/association.py; zero gradients for none."""

@@ -21,7 +21,6 @@ from mpn_d2.modeling.assembly.grid_networks import (
     PoseResidualNetwork,
     PriorNetwork,
 )
-from mpn_d2.modeling.assembly.mirrored import Mirror
 from mpn_d2.modeling.assembly.people_batch import PeopleBatch
 from mpn_d2.structures.outputs import HeatmapOutputs
 from mpn_d2.structures.skeleton import get_skeleton
@@ -81,20 +80,6 @@ class GridEvidence(Evidence):
         """See the base."""
         return self.rate_grids(batch, self.network(self.encode_people(batch, maps)), peaks=peaks)
 
-    def rate_both_ways(
-        self,
-        batch: PeopleBatch,
-        mirror: Mirror,
-        maps: HeatmapOutputs | None = None,
-        *,
-        peaks: bool = False,
-        oks: bool = False,
-    ) -> Rating:
-        """See the base; the mean of the grids."""
-        grids, flip = self.encode_people(batch, maps), list(mirror.flip_indices)
-        turned = self.network(grids[:, flip].flip(-1))[:, flip].flip(-1)
-        return self.rate_grids(batch, (self.network(grids) + turned) / 2, peaks=peaks)
-
     def loss(self, samples: list[dict]) -> torch.Tensor:
         """See the base; samples are people."""
         return self.network.loss(*self.encode_samples(samples))
@@ -147,12 +132,11 @@ class GridEvidence(Evidence):
         return torch.where(allowed, pair_scores, 0.0)
 
     def _peaks(self, batch: PeopleBatch, outputs: torch.Tensor) -> torch.Tensor:
-        """(B, K, 3) x, y of the largest output of each box, and 1 where there is any."""
+        """(B, K, 3) x, y of the largest output of each box, and that output."""
         top, cell = outputs.flatten(2).max(dim=2)
         cells = torch.stack([cell % self.size[1], cell // self.size[1]], dim=-1)
         points = person_grid.cells_to_points(cells, batch.boxes, self.size)
-        flags = (top > 0).to(points.dtype)
-        return torch.cat([points, flags[..., None]], dim=-1)
+        return torch.cat([points, top.to(points.dtype)[..., None]], dim=-1)
 
 
 def _build(cfg: CfgNode, network: GridNetwork) -> GridEvidence:

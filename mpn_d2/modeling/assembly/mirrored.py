@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mpn_d2.modeling.assembly.people_batch import PeopleBatch
+from mpn_d2.structures.outputs import HeatmapOutputs
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,18 @@ class Mirror:
             scores=batch.scores[:, flip],
             ids=batch.ids[:, flip],
         )
+
+    def maps(self, maps: HeatmapOutputs) -> HeatmapOutputs:
+        """Maps (N, K + 1, H, W) in the mirror.
+
+        Raises:
+            ValueError: maps that are padded.
+        """
+        width = maps.maps.shape[-1] * maps.stride
+        if any(w != width for w in self.widths):
+            raise ValueError(f"maps {width} pixels wide, images {self.widths}: padding in a mirror")
+        channels = [*self.flip_indices, len(self.flip_indices)]
+        return HeatmapOutputs(maps.maps[:, channels].flip(-1), maps.stride)
 
     def peaks(self, peaks: torch.Tensor, batch: PeopleBatch) -> torch.Tensor:
         """Peaks (B, K, 3) of the mirrored batch, back in the frame of `batch`."""
