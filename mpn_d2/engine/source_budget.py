@@ -54,7 +54,7 @@ def source_budget(
     evaluators = {
         row: PoseEvaluator(dataset_name, tasks=["keypoints"], sigmas=sigmas) for row in ROWS
     }
-    everything = _AllSources(model, gt_box_filter=cfg.EVAL.GT_BOX_FILTER)
+    everything = _AllSources(model, gt_box_filter=cfg.EVAL.GT_BOX_FILTER).train(model.training)
     found = inference_on_dataset(everything, loader, _ByRow(evaluators))
     if not comm.is_main_process():
         return {}
