@@ -27,6 +27,17 @@ Part `assembly`, in float32, with the annotations of the assembly stage:
   published, and the config's own. Weights are random, unless they come with the package;
 - assembly/seconds/prn_products/20: the two matrix products of the published PRN for 20 people by
   themselves, a measure of the machine.
+
+    python tools/benchmark.py --config-file configs/MultiPoseNet/R_50.yaml --part inference \
+        --output docs/results/benchmark_inference.json MODEL.WEIGHTS ''
+
+Part `inference`; weights may be random:
+
+- inference/seconds/peaks/200: 200 peaks in maps of 120 x 120 cells, one thread, median;
+- inference/seconds/plain, /flip and inference/ratio/flip: an image of --photo without and with its
+  mirrored view, in turns;
+- peak_mib/tiling_4000x3000: memory of a process that sees a photograph of that size whole and in
+  4 x 4 overlapping parts, mirrored too.
 """
 
 from __future__ import annotations
@@ -35,8 +46,6 @@ import argparse
 import functools
 import itertools
 import math
-import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -54,15 +63,25 @@ from torch import nn
 
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import register_pose_datasets
+from mpn_d2.data.image_file import read_pose_image
 from mpn_d2.data.loader import build_pose_train_loader
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.cli import run_command
+from mpn_d2.engine.inference_speed import measure_inference
 from mpn_d2.engine.stages import stage_config
 from mpn_d2.engine.trainer import PoseTrainer
 from mpn_d2.modeling.assembly import build_pose_assembler
 from mpn_d2.structures.outputs import Candidates
 from mpn_d2.structures.skeleton import get_skeleton
 from mpn_d2.utils.results import write_results
+from mpn_d2.utils.timing import clocked, in_fresh_process, peak_mib, seconds_of, wait_for
+
+PHOTO = (
+    Path(__file__)
+    .resolve()
+    .parents[1]
+    .joinpath("datasets", "coco_sample", "val", "000000397133.jpg")
+)
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -79,7 +98,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=2, help="that are timed; the best counts")
     parser.add_argument("--memory-batch-size", type=int, default=2, help="of the measured step")
     parser.add_argument("--people", type=int, default=6400, help="that a pass rasterises")
-    parser.add_argument("--repeats", type=int, default=15, help="of an assembly")
+    parser.add_argument("--repeats", type=int, default=15, help="of an assembly, of a view")
+    parser.add_argument("--photo", default=str(PHOTO), help="that is looked at (a bundled one)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
     return parser.parse_args(arguments)
 
@@ -107,8 +127,8 @@ def measure_data(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
     return {
         **_loader_speed(_with_batch(stage, 1), args.images, args.passes),
         **_target_share(_with_batch(stage, args.batch_size), args.iterations),
-        "peak_mib/keypoint_stage": _in_fresh_process(
-            _peak_mib, _with_batch(stage, args.memory_batch_size).dump()
+        "peak_mib/keypoint_stage": in_fresh_process(
+            _step_mib, _with_batch(stage, args.memory_batch_size).dump()
         ),
     }
 
@@ -131,18 +151,34 @@ def measure_assembly(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]
                 [boxes.to(settings.MODEL.DEVICE)],
             )
             figures[f"assembly/seconds/{kind}/{count}"] = statistics.median(
-                _seconds(settings, work, args.repeats)
+                seconds_of(work, args.repeats, device=settings.MODEL.DEVICE)
             )
     figures[f"assembly/seconds/prn_products/{CROWDS[0]}"] = _prn_products(own, args.repeats)
     return figures
 
 
+def measure_views(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
+    """The figures of part `inference`, see the head of this file."""
+    image = read_pose_image(args.photo, "RGB")
+    photo = torch.from_numpy(image.transpose(2, 0, 1).copy())
+    return measure_inference(cfg, image=photo, repeats=args.repeats)
+
+
 def measure_all(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
     """All parts; the config must have all stages."""
-    return {**measure_data(args, cfg), **measure_assembly(args, cfg)}
+    return {
+        **measure_data(args, cfg),
+        **measure_assembly(args, cfg),
+        **measure_views(args, cfg),
+    }
 
 
-PARTS = {"data": measure_data, "assembly": measure_assembly, "all": measure_all}
+PARTS = {
+    "data": measure_data,
+    "assembly": measure_assembly,
+    "inference": measure_views,
+    "all": measure_all,
+}
 # People in the image that is assembled.
 CROWDS = (20, 100)
 
@@ -175,7 +211,7 @@ def _prn_products(cfg: CfgNode, repeats: int) -> float:
     cells = get_skeleton(cfg.MODEL.SKELETON).num_keypoints * math.prod(cfg.MODEL.PRN.CROP)
     layers = nn.Sequential(nn.Linear(cells, 1024), nn.Linear(1024, cells)).to(cfg.MODEL.DEVICE)
     people = torch.rand(CROWDS[0], cells, device=cfg.MODEL.DEVICE)
-    return statistics.median(_seconds(cfg, lambda: layers(people), repeats))
+    return statistics.median(seconds_of(lambda: layers(people), repeats, device=cfg.MODEL.DEVICE))
 
 
 def _rasterising_speed(
@@ -191,7 +227,7 @@ def _rasterising_speed(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        times = [_clocked(read) for _ in range(passes + 1)]
+        times = [clocked(read) for _ in range(passes + 1)]
     finally:
         torch.set_num_threads(threads)
     wall, processor = (min(values) for values in zip(*times[1:], strict=True))
@@ -230,25 +266,6 @@ def crowd(samples: list[dict], count: int) -> tuple[Candidates, torch.Tensor]:
     return Candidates(points[row, kind], kind, torch.ones(len(row))), placed
 
 
-def _seconds(cfg: CfgNode, work: Callable[[], object], repeats: int) -> list[float]:
-    """Wall seconds of each repetition, after two that warm up."""
-    times = []
-    for _ in range(repeats + 2):
-        _wait(cfg)
-        start = time.perf_counter()
-        work()
-        _wait(cfg)
-        times.append(time.perf_counter() - start)
-    return times[2:]
-
-
-def _clocked(work: Callable[[], None]) -> tuple[float, float]:
-    """Wall and processor seconds of a piece of work."""
-    start = time.perf_counter(), time.process_time()
-    work()
-    return time.perf_counter() - start[0], time.process_time() - start[1]
-
-
 def _with_batch(cfg: CfgNode, size: int) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
@@ -281,7 +298,7 @@ def _read(cfg: CfgNode, images: int) -> tuple[float, float]:
         for _ in itertools.islice(stream, images):
             pass
 
-    return _clocked(read)
+    return clocked(read)
 
 
 def _target_share(cfg: CfgNode, iterations: int) -> dict[str, float]:
@@ -290,10 +307,10 @@ def _target_share(cfg: CfgNode, iterations: int) -> dict[str, float]:
     make_targets = model.keypoint_head.make_targets
 
     def timed(*inputs: object, **named: object) -> object:
-        _wait(cfg)
+        wait_for(cfg.MODEL.DEVICE)
         start = time.perf_counter()
         targets = make_targets(*inputs, **named)
-        _wait(cfg)
+        wait_for(cfg.MODEL.DEVICE)
         spent.append(time.perf_counter() - start)
         return targets
 
@@ -301,10 +318,10 @@ def _target_share(cfg: CfgNode, iterations: int) -> dict[str, float]:
     times = []
     # The first one is a warm-up.
     for _ in range(iterations + 1):
-        _wait(cfg)
+        wait_for(cfg.MODEL.DEVICE)
         start = time.perf_counter()
         step()
-        _wait(cfg)
+        wait_for(cfg.MODEL.DEVICE)
         times.append(time.perf_counter() - start)
     iteration, targets = min(times[1:]), min(spent[1:])
     return {
@@ -331,18 +348,7 @@ def _training_step(cfg: CfgNode) -> tuple[nn.Module, Callable[[], None]]:
     return model, step
 
 
-def _wait(cfg: CfgNode) -> None:
-    if cfg.MODEL.DEVICE.startswith("cuda"):
-        torch.cuda.synchronize()
-
-
-def _in_fresh_process(function: Callable[[str], float], text: str) -> float:
-    # Not a fork: it would begin with this process's memory.
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, (text,))
-
-
-def _peak_mib(config: str) -> float:
+def _step_mib(config: str) -> float:
     """MiB at most in use while a model takes two steps (the second with the optimiser's state)."""
     register_pose_datasets()
     cfg = load_config("")
@@ -350,15 +356,7 @@ def _peak_mib(config: str) -> float:
     _, step = _training_step(cfg)
     step()
     step()
-    if cfg.MODEL.DEVICE.startswith("cuda"):
-        return torch.cuda.max_memory_reserved() / 2**20
-    status = Path("/proc/self/status")
-    if status.is_file():
-        # Unlike ru_maxrss, of this program alone: that keeps the parent's from before exec.
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        return int(lines["VmHWM"].split()[0]) / 2**10
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    return peak_mib(cfg.MODEL.DEVICE)
 
 
 if __name__ == "__main__":

@@ -234,12 +234,20 @@ class PoseInference(nn.Module):
             ]
         )
 
+    def _batches(self, size: tuple[int, int]) -> list[list[View]]:
+        """The views of an image of (height, width), as many at a time as go best together."""
+        groups = self.plan.views(size)
+        if next(self.models[0].parameters(), torch.empty(0)).is_cuda:
+            return groups
+        # A CPU has nothing from batches, and moves more memory.
+        return [[view] for group in groups for view in group]
+
     def _merge_maps(self, image: torch.Tensor) -> dict:
         """One image's people from the mean maps of all views and models."""
         main, size = self.viewers[0], tuple(image.shape[-2:])
         looks = []
         for viewer in self.viewers:
-            for views in self.plan.views(size):
+            for views in self._batches(size):
                 inputs = [viewer.network_input(image, main.image_format, v) for v in views]
                 looks += map(Look, views, viewer.model.look(inputs))
         evidence = merge_looks(
@@ -260,7 +268,7 @@ class PoseInference(nn.Module):
         main, size = self.viewers[0], tuple(image.shape[-2:])
         results = []
         for viewer in self.viewers:
-            for views in self.plan.views(size):
+            for views in self._batches(size):
                 inputs = [viewer.network_input(image, main.image_format, v) for v in views]
                 results += zip(views, viewer.model(inputs), strict=True)
         return pool_people(results, size, self.flip_indices)

@@ -49,7 +49,7 @@ def test_settings_are_those_of_the_crop_recipe(sample_dir) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_loader_speed", "_target_share"):
             patch.setattr(benchmark, name, note)
-        patch.setattr(benchmark, "_in_fresh_process", lambda function, text: 7.0)
+        patch.setattr(benchmark, "in_fresh_process", lambda function, text: 7.0)
         figures = benchmark.measure_data(args, load_config(config, args.opts))
     assert figures == {"peak_mib/keypoint_stage": 7.0}
     assert [cfg.SOLVER.IMS_PER_BATCH for cfg in seen] == [1, 2]
