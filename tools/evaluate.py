@@ -90,6 +90,8 @@ def main(args: argparse.Namespace) -> None:
 
 def check_arguments(args: argparse.Namespace) -> None:
     """ValueError for arguments that cannot be meant."""
+    if args.curves and not is_picture(args.curves) and Path(args.curves).is_file():
+        raise ValueError(f"--curves {args.curves} is a file: name a folder, or a .png")
     if args.output and Path(args.output).is_dir():
         raise ValueError(f"--output {args.output} is a folder: name a file")
     if args.output and Path(args.output).resolve() in (
@@ -99,12 +101,17 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output} would overwrite what is read: name another file")
 
 
+def is_picture(target: str) -> bool:
+    """Whether --curves names one picture, not a folder."""
+    return target.lower().endswith(".png")
+
+
 def save_curves(target: str, curves: dict[str, Curves]) -> None:
     """One picture with all tasks, or in a folder one for each."""
     if not curves:
         print("no curves: nothing of that kind is annotated")
         return
-    if target.lower().endswith(".png"):
+    if is_picture(target):
         write_curves(target, curves)
     else:
         for task, found in curves.items():

@@ -96,9 +96,18 @@ def write_curves(path: str | os.PathLike, curves: Mapping[str, Curves]) -> None:
 
 def _draw(curves: Mapping[str, Curves]) -> Figure:
     columns = max(len(found.precision) for found in curves.values())
-    size = (_PANEL[0] * columns, _PANEL[1] * len(curves))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(curves), columns, squeeze=False)
+    width, height = _PANEL[0] * columns, _PANEL[1] * len(curves)
+    figure = Figure(figsize=(width, height))
+    # Margins in inches, fixed: a layout that matplotlib finds takes as long as the drawing.
+    margins = {
+        "left": 0.65 / width,
+        "right": 1 - 0.15 / width,
+        "bottom": 1.5 / height,
+        "top": 1 - 0.35 / height,
+        "wspace": 0.2,
+        "hspace": 0.65,
+    }
+    grid = figure.subplots(len(curves), columns, squeeze=False, gridspec_kw=margins)
     for axes_row, (task, found) in zip(grid, curves.items(), strict=True):
         for axes in axes_row[len(found.precision) :]:
             axes.set_axis_off()
@@ -127,4 +136,4 @@ def _draw_panel(axes: Axes, curves: Curves, area: str) -> None:
     axes.set_xlabel("recall")
     axes.grid(alpha=0.3)
     # Below: inside, it would hide curves of strict thresholds.
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, fontsize=7)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, fontsize=7)

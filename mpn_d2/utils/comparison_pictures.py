@@ -21,7 +21,7 @@ MISSED_COLOR = (255, 40, 40)
 FALSE_COLOR = (255, 255, 255)
 IGNORED_COLOR = (150, 150, 150)
 # Longer side of a panel, pixels: smaller images are enlarged, larger ones reduced.
-_LEAST_SIDE, _MOST_SIDE = 480, 960
+_LEAST_SIDE, _MOST_SIDE = 720, 960
 _FONT, _FONT_SIZE = cv2.FONT_HERSHEY_SIMPLEX, 0.45
 
 
@@ -68,7 +68,7 @@ def draw_comparison(
     colors, owners = pair_colors(len(truth)), {pose: i for i, pose in enumerate(pose_of)}
     marks = _Marks(left)
     for box in [] if ignored_boxes is None else ignored_boxes * scale:
-        marks.add(box, IGNORED_COLOR, "ignored")
+        marks.add(box, IGNORED_COLOR)
     for i, (box, joints) in enumerate(zip(people.gt_boxes, people.gt_keypoints.tensor)):
         if pose_of[i] is None:
             marks.add(box, MISSED_COLOR, f"{i + 1} missed", joints)
@@ -85,7 +85,7 @@ def draw_comparison(
             i = owners[pose]
             marks.add(box, colors[i], f"{i + 1}: OKS {oks[i]:.2f}", joints)
         elif pose in excused:
-            marks.add(box, IGNORED_COLOR, "ignored", joints)
+            marks.add(box, IGNORED_COLOR)
         else:
             marks.add(box, FALSE_COLOR, "false", joints)
     marks.write_tags()
@@ -135,15 +135,16 @@ class _Marks:
         self,
         box: torch.Tensor,
         color: tuple[int, ...],
-        text: str,
+        text: str = "",
         joints: torch.Tensor | None = None,
     ) -> None:
-        """Draws a box (4,) and the joints (K, 3) whose third value is above 0."""
+        """Draws a box (4,) and the joints (K, 3) whose third value is above 0; keeps the text."""
         height, width = self._picture.shape[:2]
         limits = torch.tensor([width - 1, height - 1] * 2)
         x1, y1, x2, y2 = box.clamp(min=0).minimum(limits).round().int().tolist()
         cv2.rectangle(self._picture, (x1, y1), (x2, y2), color, 2)
-        self._tags.append((x1, y2, text))
+        if text:
+            self._tags.append((x1, y2, text))
         for x, y, given in [] if joints is None else joints.tolist():
             if given > 0 and 0 <= x < width and 0 <= y < height:
                 cv2.circle(self._picture, (int(x), int(y)), 5, (0, 0, 0), -1)
