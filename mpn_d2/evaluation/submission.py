@@ -18,8 +18,8 @@ from mpn_d2.utils.files import replaced_when_done, write_text_atomically
 # Task to what the server calls it, and to the most results of one image that it looks at.
 _TYPES = {"bbox": "detections", "keypoints": "person_keypoints"}
 _MOST = {"bbox": 100, "keypoints": 20}
-# COCO asks for tenths of a pixel in boxes. For keypoints it suggests whole pixels, which would
-# cost accuracy on small people, so they have tenths too. [ours]
+# COCO suggests tenths of a pixel for boxes, and whole pixels for keypoints: these cost AP where
+# people are small, tenths do not, so keypoints have tenths too. [ours]
 _DECIMALS = 1
 _SCORE_DECIMALS = 7
 _PACKING = zipfile.ZIP_DEFLATED
