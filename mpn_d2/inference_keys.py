@@ -67,6 +67,14 @@ def _add_evaluation_keys(cfg: CN) -> None:
     # `--eval-only` also prints keypoint AP with annotated boxes or keypoints in the place of the
     # predicted ones, all four pairs. [paper: its table of errors]
     cfg.EVAL.ERROR_BUDGET = False
+    # A pixel is a person's where the person mask is over this, 0 to 1. [spec section 10: 0.5]
+    cfg.EVAL.MASK_THRESH = 0.5
+    # Name in the files for COCO's evaluation server, which datasets without annotations get
+    # (person_keypoints_test-dev2017_<name>_results.zip): letters, digits, _ - . [ours]
+    cfg.EVAL.ALGORITHM_NAME = "mpn_d2"
+    # Competition of the files for VOC's server: comp5 (trained on VOC alone) | comp6 (on anything).
+    # [VOC 2012 devkit; ours trains on COCO: comp6]
+    cfg.EVAL.VOC_COMPETITION = "comp6"
 
 
 def _add_refinement_keys(cfg: CN) -> None:

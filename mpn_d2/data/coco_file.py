@@ -187,10 +187,10 @@ def _check_images(images: list[dict], path: str) -> None:
         if not isinstance(image["file_name"], str):
             raise ValueError(f"{where} has file_name {image['file_name']!r}: a text is needed")
         size = [image["width"], image["height"]]
-        if not _are_numbers(size) or min(size) <= 0:
+        if not are_numbers(size) or min(size) <= 0:
             raise ValueError(f"{where} has width and height {size}: give its size in pixels")
         crowding = image.get("crowdIndex")
-        if crowding is not None and not (_are_numbers([crowding]) and 0 <= crowding <= 1):
+        if crowding is not None and not (are_numbers([crowding]) and 0 <= crowding <= 1):
             raise ValueError(f"{where} has crowdIndex {crowding!r}: it lies from 0 to 1")
         if image["id"] in seen:
             raise ValueError(f"{where} is there twice: give each image an id of its own")
@@ -286,7 +286,7 @@ def _check_people(people: list[dict], images: list[dict], path: str) -> dict:
 def _check_box(box: object, where: str) -> None:
     if box is None:
         raise ValueError(f"{where} has no 'bbox': add x, y, width, height in pixels")
-    if not _are_numbers(box, 4) or box[2] < 0 or box[3] < 0:
+    if not are_numbers(box, 4) or box[2] < 0 or box[3] < 0:
         raise ValueError(
             f"{where} has bbox {box!r}: give four finite numbers x, y, width, height, "
             "no size negative"
@@ -297,7 +297,7 @@ def _check_box(box: object, where: str) -> None:
 
 def _check_area_and_crowd(annotation: dict, where: str) -> None:
     area, crowd = annotation.get("area"), annotation.get("iscrowd")
-    if area is not None and not (_are_numbers([area]) and area >= 0):
+    if area is not None and not (are_numbers([area]) and area >= 0):
         raise ValueError(f"{where} has area {area!r}: give square pixels, or leave it out")
     if crowd not in (None, 0, 1):
         raise ValueError(f"{where} has iscrowd {crowd!r}: give 0 (one person) or 1 (a crowd)")
@@ -305,7 +305,7 @@ def _check_area_and_crowd(annotation: dict, where: str) -> None:
 
 def _check_keypoints(keypoints: object, count: int | None, where: str) -> int:
     """Their number, which must be `count` unless that is None."""
-    if not isinstance(keypoints, list) or len(keypoints) % 3 or not _are_numbers(keypoints):
+    if not isinstance(keypoints, list) or len(keypoints) % 3 or not are_numbers(keypoints):
         raise ValueError(f"{where} has keypoints that are no list of finite numbers x, y, v, ...")
     found = len(keypoints) // 3
     if count not in (None, found):
@@ -326,7 +326,7 @@ def _check_mask(segmentation: object, size: tuple[int, int] | None, where: str) 
     """The number of polygons with fewer than three points; `size` (W, H) of the image if known."""
     if isinstance(segmentation, dict):
         mask_size, counts = segmentation.get("size"), segmentation.get("counts")
-        if not _are_numbers(mask_size, 2) or not isinstance(counts, list | str):
+        if not are_numbers(mask_size, 2) or not isinstance(counts, list | str):
             raise ValueError(f"{where} has an RLE mask without 'size' and 'counts': add them")
         if size is not None and tuple(mask_size) != size[::-1]:
             raise ValueError(
@@ -334,7 +334,7 @@ def _check_mask(segmentation: object, size: tuple[int, int] | None, where: str) 
                 f"of {list(size[::-1])}: give the mask the size of its image"
             )
         if isinstance(counts, list) and not (
-            _are_numbers(counts)
+            are_numbers(counts)
             and min(counts, default=0) >= 0
             and sum(counts) <= mask_size[0] * mask_size[1]
         ):
@@ -349,7 +349,7 @@ def _check_mask(segmentation: object, size: tuple[int, int] | None, where: str) 
         raise ValueError(
             f"{where} has a segmentation that is no list of polygons: give [[x, y, x, y, ...]]"
         )
-    if not all(map(_are_numbers, segmentation)):
+    if not all(map(are_numbers, segmentation)):
         raise ValueError(f"{where} has a polygon that is no list of finite numbers x, y, ...")
     if any(polygon and max(max(polygon), -min(polygon)) > _FAR for polygon in segmentation):
         raise ValueError(f"{where} has a polygon with a point too far away: {_TOO_FAR}")
@@ -378,7 +378,8 @@ def _outside(annotation: dict, size: tuple[int, int]) -> list[tuple[str, int]]:
     return [*found, (POINTS_OUTSIDE, points)] if points else found
 
 
-def _are_numbers(values: object, count: int | None = None) -> bool:
+def are_numbers(values: object, count: int | None = None) -> bool:
+    """Whether these are finite numbers, and so many unless None."""
     try:
         right = count is None or len(values) == count
         return right and all(map(math.isfinite, values))

@@ -28,6 +28,7 @@ from detectron2.structures import BoxMode
 
 from mpn_d2.data.coco_file import CocoSummary, check_coco_file, person_class
 from mpn_d2.data.synthetic import drawn_files
+from mpn_d2.data.voc import register_voc_people
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,9 @@ def register_pose_datasets(root: str | os.PathLike | None = None) -> None:
       (`ochuman_val`, `_test`; COCO's keypoints) in the folder DETECTRON2_DATASETS (default:
       datasets);
     - annotations without images, in the same folder: `coco_poses_train`, `_val` and
-      `coco_poses_full_train2017`, `_val2017_half`.
+      `coco_poses_full_train2017`, `_val2017_half`;
+    - masks of people without boxes or keypoints, in the same folder: PASCAL VOC 2012,
+      `voc_2012_person_train`, `_val`, `_trainval`, `_test` (mpn_d2/data/voc.py).
 
     May be called again; what lies elsewhere now is then registered anew.
 
@@ -115,6 +118,7 @@ def register_pose_datasets(root: str | os.PathLike | None = None) -> None:
             name, json_file=json_file, image_root=image_root, skeleton=get_skeleton(skeleton)
         )
     _register_drawn()
+    register_voc_people(_in_datasets(""))
 
 
 def register_people(

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
 
 from mpn_d2.data.datasets import check_dataset
+from mpn_d2.data.voc import VOC_PERSON
 from mpn_d2.evaluation.pose_evaluator import PoseEvaluator, export_instances, write_json
 from mpn_d2.evaluation.segmentation import PersonSegEvaluator
+from mpn_d2.evaluation.voc_segmentation import VocPersonEvaluator
 from mpn_d2.structures.skeleton import get_skeleton
 
 __all__ = [
     "PersonSegEvaluator",
     "PoseEvaluator",
+    "VocPersonEvaluator",
     "build_evaluator",
     "drop_missing",
     "export_instances",
@@ -28,7 +32,8 @@ def build_evaluator(
     """The evaluators of EVAL.TASKS on one dataset, results written to `output_dir`.
 
     Raises:
-        ValueError: an unknown task or dataset.
+        ValueError: an unknown task or dataset, or a task that the dataset has no truth for by its
+            kind.
         FileNotFoundError: the dataset's files are missing.
     """
     tasks = list(cfg.EVAL.TASKS)
@@ -36,15 +41,29 @@ def build_evaluator(
     if unknown or not tasks:
         raise ValueError(f"EVAL.TASKS {tasks}: give one or more of {', '.join(_TASKS)}")
     check_dataset(dataset_name)
-    evaluators = []
     coco_tasks = [task for task in _TASKS if task in tasks and task != "sem_seg"]
+    common = {"output_dir": output_dir}
+    if MetadataCatalog.get(dataset_name).get("evaluator_type") == VOC_PERSON:
+        if coco_tasks:
+            raise ValueError(
+                f"dataset {dataset_name!r} has masks of people alone, but EVAL.TASKS is {tasks}: "
+                "set EVAL.TASKS \"['sem_seg']\""
+            )
+        common |= {"threshold": cfg.EVAL.MASK_THRESH, "competition": cfg.EVAL.VOC_COMPETITION}
+        return DatasetEvaluators([VocPersonEvaluator(dataset_name, **common)])
+    evaluators = []
     if coco_tasks:
         sigmas = get_skeleton(cfg.MODEL.SKELETON).sigmas
+        algorithm = cfg.EVAL.ALGORITHM_NAME
         evaluators.append(
-            PoseEvaluator(dataset_name, tasks=coco_tasks, sigmas=sigmas, output_dir=output_dir)
+            PoseEvaluator(
+                dataset_name, tasks=coco_tasks, sigmas=sigmas, algorithm=algorithm, **common
+            )
         )
     if "sem_seg" in tasks:
-        evaluators.append(PersonSegEvaluator(dataset_name, output_dir=output_dir))
+        evaluators.append(
+            PersonSegEvaluator(dataset_name, threshold=cfg.EVAL.MASK_THRESH, **common)
+        )
     return DatasetEvaluators(evaluators)
 
 

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,16 +20,31 @@ from detectron2.evaluation import COCOEvaluator
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from detectron2.utils.logger import create_small_table
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from mpn_d2.data.annotation_cache import read_json
 from mpn_d2.data.coco_file import check_coco_file, people_only, person_class
 from mpn_d2.evaluation.crowding import average_precision, images_by_crowding
+from mpn_d2.evaluation.curves import Curves, curves_of, write_curves
+from mpn_d2.evaluation.submission import check_algorithm_name, test_set_name, write_submission
 from mpn_d2.utils.files import write_text_atomically
 
 PERSON_CLASS = 0  # of the model
 RESULT_FILES = {"bbox": "coco_instances_results.json", "keypoints": "keypoints_results.json"}
+CURVE_FILES = {"bbox": "bbox_curves.png", "keypoints": "keypoints_curves.png"}
+# pycocotools' figures in its order; the precisions are called as in Detectron2.
+_METRICS = {
+    "bbox": (
+        *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+        *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+    ),
+    "keypoints": (
+        *("AP", "AP50", "AP75", "APm", "APl"),
+        *("AR", "AR50", "AR75", "ARm", "ARl"),
+    ),
+}
 
 
 class PoseEvaluator(COCOEvaluator):
@@ -42,15 +57,23 @@ class PoseEvaluator(COCOEvaluator):
     alone are used. What the model returned is left as it was (Detectron2's
     exporter shifts keypoints in place).
 
-    `evaluate()` returns {"bbox": {...}, "keypoints": {...}} with Detectron2's metric names, 0 to
-    100. Where images have a `crowdIndex` (CrowdPose), "keypoints" also holds AP_easy, AP_medium and
-    AP_hard (see `mpn_d2.evaluation.crowding`). A metric for which the dataset holds no ground truth
-    is None; with ground truth and no predictions it is 0; never NaN. Processes other than the main
-    one get {}. People without `area` have 0.53 of their box's (design 7.9).
+    `evaluate()` returns {"bbox": {...}, "keypoints": {...}} with Detectron2's metric names and
+    COCO's recalls (AR ...), 0 to 100. All images of the dataset count, those without people too:
+    whoever is found there is wrong. Where images have a `crowdIndex` (CrowdPose), "keypoints" also
+    holds AP_easy, AP_medium and AP_hard (see `mpn_d2.evaluation.crowding`). A metric for which the
+    dataset holds no ground truth is None; with ground truth and no predictions it is 0; never NaN.
+    Processes other than the main one get {}. People without `area` have 0.53 of their box's
+    (design 7.9).
 
     Files in `output_dir`, in COCO's result format: coco_instances_results.json (boxes) and
     keypoints_results.json (poses; joints that were not assigned are 0, 0, 0; each pose carries its
-    box, whose area pycocotools takes for the size of a pose).
+    box, whose area pycocotools takes for the size of a pose). With truth, also its recall-precision
+    curves, bbox_curves.png and keypoints_curves.png, with their numbers in JSON. Where the file of
+    the dataset has no "annotations" (COCO's image_info_test-dev2017.json), metrics are None and
+    the files for COCO's server are written (see `mpn_d2.evaluation.submission`).
+
+    Attributes:
+        scorers: pycocotools' evaluations of the last `score_rows()`, by task.
     """
 
     def __init__(
@@ -61,6 +84,7 @@ class PoseEvaluator(COCOEvaluator):
         sigmas: Sequence[float],
         output_dir: str | None = None,
         distributed: bool = True,
+        algorithm: str = "mpn_d2",
     ) -> None:
         """
         Args:
@@ -69,6 +93,7 @@ class PoseEvaluator(COCOEvaluator):
             sigmas: (K,) OKS constants of the dataset's skeleton.
             output_dir: where results are written; None writes none.
             distributed: gather the predictions of all processes.
+            algorithm: EVAL.ALGORITHM_NAME, in the names of files for COCO's server.
 
         Raises:
             ValueError: an unknown task, annotated keypoints that are not K, or a faulty
@@ -85,12 +110,20 @@ class PoseEvaluator(COCOEvaluator):
         self._tasks = tuple(tasks)
         self._distributed = distributed
         self._output_dir = output_dir
+        self._algorithm = check_algorithm_name(algorithm)
         content = _annotations_of(dataset_name, output_dir)
+        self._has_truth = content.get("annotations") is not None
         self._dataset_name = dataset_name
         self._sigmas = np.array(sigmas, dtype=np.float64)
         self._coco_api, self._person_id = truth_of_people(content, dataset_name)
         self._complete_annotations()
+        self.scorers: dict[str, COCOeval] = {}
         self.reset()
+
+    @property
+    def truth(self) -> COCO:
+        """The annotated people, alone."""
+        return self._coco_api
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Takes `inputs` with `image_id` and `outputs` with `instances` (image frame).
@@ -116,18 +149,36 @@ class PoseEvaluator(COCOEvaluator):
             if not comm.is_main_process():
                 return {}
 
-        self._results = OrderedDict()
+        rows = {}
         for task in self._tasks:
-            results = [
+            rows[task] = [
                 {**r, "category_id": self._person_id}
                 for of_image in predictions
                 for r in of_image[task]
                 if r["category_id"] == PERSON_CLASS
             ]
             if self._output_dir:
-                write_json(os.path.join(self._output_dir, RESULT_FILES[task]), results)
-            self._results[task] = self._metrics(task, results, img_ids)
+                write_json(os.path.join(self._output_dir, RESULT_FILES[task]), rows[task])
+        if self._has_truth:
+            self._results = OrderedDict(self.score_rows(rows, img_ids))
+            if self._output_dir:
+                self._write_curves()
+        else:
+            self._results = OrderedDict((t, dict.fromkeys(_METRICS[t])) for t in self._tasks)
+            self._write_for_server(rows)
         return dict(self._results)
+
+    def score_rows(
+        self, rows: Mapping[str, list[dict]], img_ids: Sequence[int] | None = None
+    ) -> dict[str, dict]:
+        """Metrics by task of people who are COCO results already, see `evaluate`; prints the table.
+
+        Args:
+            rows: by task, of this dataset's images and category of people. Left as they are.
+            img_ids: restricts the images.
+        """
+        self.scorers = {}
+        return {task: self._metrics(task, found, img_ids) for task, found in rows.items()}
 
     def _metrics(self, task: str, results: list[dict], img_ids: Sequence[int] | None) -> dict:
         truth = self._coco_api
@@ -138,13 +189,39 @@ class PoseEvaluator(COCOEvaluator):
         )
         wanted = sorted(truth.imgs if img_ids is None else img_ids)
         scorer = self._scorer(task, _load_results(truth, results), wanted)
+        self.scorers[task] = scorer
         scorer.summarize()
-        derived = self._derive_coco_results(scorer, task)
+        # pycocotools says -1 where there is nobody to find.
+        stats = [100 * value if value >= 0 else math.nan for value in scorer.stats.tolist()]
+        figures = dict(zip(_METRICS[task], stats, strict=True))
         if task == "keypoints":
             for name, ids in images_by_crowding(truth.dataset["images"]).items():
                 part = self._scorer(task, scorer.cocoDt, sorted(set(ids).intersection(wanted)))
-                derived[name] = average_precision(part)
-        return {name: value if math.isfinite(value) else None for name, value in derived.items()}
+                figures[name] = average_precision(part)
+        self._logger.info("%s on %s:\n%s", task, self._dataset_name, create_small_table(figures))
+        return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+    def curves(self) -> dict[str, Curves]:
+        """Recall-precision curves of the last `score_rows()`, of tasks that there is truth for."""
+        found = {task: curves_of(scorer) for task, scorer in self.scorers.items()}
+        return {task: curves for task, curves in found.items() if curves is not None}
+
+    def _write_curves(self) -> None:
+        for task, curves in self.curves().items():
+            write_curves(os.path.join(self._output_dir, CURVE_FILES[task]), {task: curves})
+
+    def _write_for_server(self, rows: Mapping[str, list[dict]]) -> None:
+        files = []
+        if self._output_dir:
+            test_set = test_set_name(self._metadata.json_file)
+            for task, found in rows.items():
+                path = write_submission(self._output_dir, task, found, test_set, self._algorithm)
+                files.append(path)
+        self._logger.info(
+            "%s has no annotations, so no metrics; for COCO's server: %s",
+            self._dataset_name,
+            ", ".join(files) or "nothing, without an output folder",
+        )
 
     def _scorer(self, task: str, results: COCO, img_ids: Sequence[int]) -> COCOeval:
         """pycocotools' evaluation of `results` on these images, accumulated."""
@@ -244,12 +321,14 @@ def write_json(path: str, content: object) -> None:
 def _load_results(truth: COCO, results: list[dict]) -> COCO:
     """`truth.loadRes`, which fails on an empty list."""
     if results:
-        return truth.loadRes([dict(r) for r in results])
+        with contextlib.redirect_stdout(io.StringIO()):
+            return truth.loadRes([dict(r) for r in results])
     empty = COCO()
     empty.dataset = {
         "images": truth.dataset["images"],
         "categories": truth.dataset.get("categories", []),
         "annotations": [],
     }
-    empty.createIndex()
+    with contextlib.redirect_stdout(io.StringIO()):
+        empty.createIndex()
     return empty

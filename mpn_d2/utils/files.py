@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -11,11 +13,21 @@ def write_text_atomically(path: str | os.PathLike, text: str) -> None:
 
     Missing folders are made; an interrupted write leaves the file as it was.
     """
+    with replaced_when_done(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replaced_when_done(path: str | os.PathLike) -> Iterator[Path]:
+    """A path to write to, beside `path`; it becomes `path` when the block ends without an error.
+
+    For files of any kind; otherwise as `write_text_atomically`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

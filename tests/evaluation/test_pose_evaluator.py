@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from pycocotools.cocoeval import COCOeval
 
 from mpn_d2.config import add_mpn_config
 from mpn_d2.data import register_pose_datasets
+from mpn_d2.data.datasets import load_pose_dicts
 from mpn_d2.evaluation import PoseEvaluator, build_evaluator, drop_missing, export_instances
-from mpn_d2.evaluation.pose_evaluator import RESULT_FILES
+from mpn_d2.evaluation.pose_evaluator import CURVE_FILES, RESULT_FILES
 from mpn_d2.structures.skeleton import get_skeleton
 
 SAMPLE = "coco_sample_val"
@@ -120,8 +122,12 @@ def test_metrics_are_pycocotools_of_the_files(tmp_path: Path) -> None:
             truth = COCO(file)
             scorer = COCOeval(truth, truth.loadRes(str(tmp_path / written)), task)
             scorer.evaluate(), scorer.accumulate(), scorer.summarize()
-            assert results[task]["AP"] == pytest.approx(100 * scorer.stats[0])
+            # All of its figures, in its order; -1 where there is nobody to find.
+            stats = [100 * value if value >= 0 else None for value in scorer.stats]
+            assert list(results[task].values()) == pytest.approx(stats)
             assert results[task]["AP75"] == pytest.approx(100 * scorer.stats[2])
+        recall = (results["bbox"]["AR100"], results["keypoints"]["AR"])
+        assert 0 < min(recall) <= max(recall) <= 100 + 1e-9
         values.append((results["bbox"]["AP"], results["keypoints"]["AP"]))
     assert values[0] == (pytest.approx(100), pytest.approx(100))
     assert values[0][0] > values[1][0] > values[2][0]
@@ -146,7 +152,8 @@ def test_written_poses_are_the_annotations(tmp_path: Path) -> None:
         expected = np.array(person["keypoints"], dtype=float)
         expected[2::3] = np.minimum(expected[2::3], 1)
         np.testing.assert_allclose(pose["keypoints"], expected, atol=1e-4)
-    assert {f.name for f in tmp_path.iterdir()} == set(RESULT_FILES.values())
+    pictures = {*CURVE_FILES.values(), *(f.replace(".png", ".json") for f in CURVE_FILES.values())}
+    assert {f.name for f in tmp_path.iterdir()} == {*RESULT_FILES.values(), *pictures}
 
 
 def test_each_score_ranks_its_own_task() -> None:
@@ -247,6 +254,79 @@ def test_sizes_without_people_are_none_not_nan(register_coco: Callable) -> None:
         assert results["keypoints"]["APl"] == results["bbox"]["APl"] == pytest.approx(large)
         numbers = [v for task in drop_missing(results).values() for v in task.values()]
         assert numbers and all(math.isfinite(v) for v in numbers)
+
+
+def test_images_without_people_count(register_coco: Callable) -> None:
+    """Somebody found in an image without people is wrong, unless one asks for the others alone."""
+    content = _content()
+    empty = {**content["images"][0], "id": 10**6, "file_name": "empty.jpg"}
+    name = register_coco({**content, "images": [*content["images"], empty]})
+    assert len(load_pose_dicts(name, is_train=False)) == len(content["images"]) + 1
+    inputs, outputs = _truth(content)
+    nobody = outputs[0]["instances"]
+    false = Instances(nobody.image_size, **nobody.get_fields())
+    false.scores = false.scores + 1
+    inputs.append({"image_id": 10**6, "file_name": "empty.jpg"})
+    outputs.append({"instances": false})
+    evaluator = _evaluator(name)
+    results = _run(evaluator, inputs, outputs)
+    assert results["bbox"]["AP"] < 99 and results["keypoints"]["AP"] < 99
+    others = evaluator.evaluate([image["id"] for image in content["images"]])
+    assert others["bbox"]["AP"] == others["keypoints"]["AP"] == pytest.approx(100)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_dataset_without_annotations(
+    tmp_path: Path,
+    register_coco: Callable,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    packed: bool,
+) -> None:
+    """COCO's image_info files: 80 categories, no "annotations": no metrics, the server's files."""
+    content = _content()
+    inputs, outputs = _truth(content)
+    del content["annotations"]
+    content["categories"] = [{"id": i, "name": f"thing {i}"} for i in range(2, 81)]
+    content["categories"].append({"id": 1, "name": "person", "supercategory": "person"})
+    name = register_coco(content)
+    file = tmp_path / ("image_info_test-dev2017.json" + (".gz" if packed else ""))
+    text = json.dumps(content).encode()
+    file.write_bytes(gzip.compress(text) if packed else text)
+    MetadataCatalog.remove(name)
+    MetadataCatalog.get(name).set(json_file=str(file), image_root=str(tmp_path))
+    assert len(load_pose_dicts(name, is_train=False)) == len(content["images"])
+    out = tmp_path / "out"
+    caplog.set_level("INFO", "mpn_d2")
+    results = _run(_evaluator(name, output_dir=str(out), algorithm="net"), inputs, outputs)
+    assert set(results["bbox"]) == set(_run(_evaluator(), [], [])["bbox"])
+    assert {v for of_task in results.values() for v in of_task.values()} == {None}
+    assert f"bbox on {name}" not in capsys.readouterr().out
+    (line,) = [r.getMessage() for r in caplog.records if "COCO's server" in r.getMessage()]
+    stems = [f"{kind}_test-dev2017_net_results" for kind in ("detections", "person_keypoints")]
+    assert all(f"{stem}.zip" in line for stem in stems)
+    ours = {*RESULT_FILES.values(), *(f"{s}.{end}" for s in stems for end in ("json", "zip"))}
+    assert {f.name for f in out.iterdir()} == ours
+    rows = json.loads((out / f"{stems[1]}.json").read_text())
+    written = json.loads((out / RESULT_FILES["keypoints"]).read_text())
+    assert len(rows) == len(written) > 10
+    assert set(rows[0]) == {"image_id", "category_id", "keypoints", "score"}
+    assert {row["category_id"] for row in rows} == {1}
+    # What the server would say: as good as the truth that it was made from, rounded to tenths.
+    truth = COCO(MetadataCatalog.get(SAMPLE).json_file)
+    scorer = COCOeval(truth, truth.loadRes(rows), "keypoints")
+    scorer.evaluate(), scorer.accumulate(), scorer.summarize()
+    assert scorer.stats[0] == pytest.approx(1)
+
+
+def test_without_annotations_and_folder(register_coco: Callable) -> None:
+    content = _content()
+    inputs, outputs = _truth(content)
+    del content["annotations"]
+    results = _run(_evaluator(register_coco(content)), inputs, outputs)
+    assert set(results["keypoints"].values()) == {None}
+    with pytest.raises(ValueError, match=r"EVAL\.ALGORITHM_NAME is 'a b'"):
+        _evaluator(algorithm="a b")
 
 
 def test_category_ids_of_the_dataset(register_coco: Callable, tmp_path: Path) -> None:

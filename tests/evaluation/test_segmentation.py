@@ -165,6 +165,39 @@ def test_predictions_are_written_as_rle(register: Callable, tmp_path: Path) -> N
     assert row["file_name"] == "4.jpg" and row["category_id"] == 1
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.99])
+def test_pixels_over_the_threshold_are_person(register: Callable, threshold: float) -> None:
+    """One by one, against a drawn rectangle; at 0.5 as the class with the larger score."""
+    evaluator = PersonSegEvaluator(register({1: [_rectangle(2, 3, 5, 6)]}), threshold=threshold)
+    p = torch.from_numpy(np.random.default_rng(1).random((12, 10), dtype=np.float32))
+    p[0, 0] = threshold  # not over it
+    scores = torch.stack([1 - p, p])
+    evaluator.process([{"image_id": 1, "file_name": "1.jpg"}], [{"sem_seg": scores}])
+    hit = false = missed = 0
+    for y in range(12):
+        for x in range(10):
+            person, found = 2 <= x < 7 and 3 <= y < 9, bool(p[y, x] > threshold)
+            if threshold == 0.5:
+                assert found == (scores[:, y, x].argmax() == 1)
+            hit, false = hit + (person and found), false + (found and not person)
+            missed += person and not found
+    results = evaluator.evaluate()["sem_seg"]
+    assert results["IoU-person"] == pytest.approx(100 * hit / (hit + false + missed))
+
+
+def test_without_annotations_there_are_masks_alone(register_coco: Callable, tmp_path: Path) -> None:
+    images = [{"id": 4, "file_name": "4.jpg", "height": 12, "width": 10}]
+    content = {"images": images, "categories": [{"id": 1, "name": "person"}]}
+    evaluator = PersonSegEvaluator(register_coco(content), output_dir=str(tmp_path / "out"))
+    results = _run(evaluator, {4: np.ones((12, 10), bool)})
+    assert set(results) == {"IoU-background", "IoU-person", "mIoU", "pACC"}
+    assert set(results.values()) == {None}
+    (row,) = json.loads((tmp_path / "out" / "sem_seg_predictions.json").read_text())
+    assert mask_util.decode(row["segmentation"]).all()
+    with pytest.raises(ValueError, match=r"EVAL\.MASK_THRESH is 2"):
+        PersonSegEvaluator(SAMPLE, threshold=2)
+
+
 def test_wrong_size_is_named(register: Callable) -> None:
     evaluator = PersonSegEvaluator(register({4: []}))
     with pytest.raises(ValueError, match=r"4\.jpg has shape \(2, 10, 12\), wanted \(2, 12, 10\)"):
