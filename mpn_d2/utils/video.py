@@ -41,7 +41,15 @@ class VideoReader:
 
     Frames are turned as the file says; one of another size than the first is resized to it.
     Close it, or use it as a context.
+
+    Attributes:
+        path: what it reads.
+        fps: frames a second.
+        announced: frames that the file says it has, None where it does not say.
+        read: frames that were read so far.
     """
+
+    live = False
 
     def __init__(self, path: str | os.PathLike) -> None:
         """
@@ -117,9 +125,10 @@ class VideoReader:
 class Camera:
     """The frames of a camera until it is closed or stops; times from the first frame on.
 
-    Close it, or use it as a context.
+    Close it, or use it as a context. Attributes: see VideoReader.
     """
 
+    live = True
     announced = None
 
     def __init__(self, index: int) -> None:
@@ -140,9 +149,15 @@ class Camera:
         self.shortfall: str | None = None
 
     def __iter__(self) -> Iterator[Frame]:
+        """
+        Raises:
+            ValueError: there is not one picture.
+        """
         start = None
         while True:
             image = _next_image(self._capture)
+            if image is None and not self.read:
+                raise ValueError(f"{self.path} gives no pictures: is another program using it?")
             if image is None:
                 self.shortfall = f"{self.path} gave no more frames after {self.read}"
                 return

@@ -32,6 +32,8 @@ from mpn_d2.engine.predictor import ImagePredictor
 from mpn_d2.structures.skeleton import get_skeleton
 
 REPO = Path(__file__).resolve().parents[2]
+# The network under the demo.
+PREDICTOR = "mpn_d2.engine.pose_predictor.ImagePredictor"
 CONFIG = str(REPO / "configs" / "quick" / "demo.yaml")
 SMALL = ["MODEL.PRN.NODES", "8", "MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", "96"]
 # A random model is unsure of everything: every box and cell counts.
@@ -160,7 +162,7 @@ def test_json_of_true_people_scores_perfectly(
         truth = COCO(str(sample_dir / "annotations" / "person_keypoints_train.json"))
     files = photographs(sample_dir, 7)
     ids = [int(f.stem) for f in files]
-    monkeypatch.setattr(demo, "ImagePredictor", lambda cfg, weights: Truth(truth, ids))
+    monkeypatch.setattr(PREDICTOR, lambda cfg, weights: Truth(truth, ids))
     path = tmp_path / "people.json"
     assert run([sample_dir / "train"], "--json", str(path), "--batch-size", batch_size) == 0
 
@@ -194,7 +196,7 @@ def test_threshold_drops_people_from_picture_and_json(
     file = photographs(sample_dir, 1)[0]  # four people, scores 0.9, 0.8, 0.7, 0.6
     counts = []
     for threshold in ("0.75", "1"):
-        monkeypatch.setattr(demo, "ImagePredictor", lambda *_: Truth(truth, [int(file.stem)]))
+        monkeypatch.setattr(PREDICTOR, lambda *_: Truth(truth, [int(file.stem)]))
         path = tmp_path / "people.json"
         assert run([file], "--json", str(path), "--confidence-threshold", threshold) == 0
         counts.append(len(json.loads(path.read_text())))
