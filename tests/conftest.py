@@ -80,3 +80,17 @@ def register_coco(tmp_path: Path) -> Iterator[Callable[..., str]]:
     for name in names:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
+
+
+@pytest.fixture()
+def with_heatmap_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configs have EVAL.HEATMAPS."""
+    from mpn_d2 import config
+
+    add = config.add_inference_keys
+
+    def add_with_heatmaps(cfg: dict) -> None:
+        add(cfg)
+        cfg.EVAL.setdefault("HEATMAPS", False)
+
+    monkeypatch.setattr(config, "add_inference_keys", add_with_heatmaps)

@@ -9,10 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Boxes, Instances
 
 from mpn_d2.structures.skeleton import get_skeleton
 
+# The class under PosePredictor; monkeypatch it with SquareNetwork.
+NETWORK = "mpn_d2.engine.pose_predictor.ImagePredictor"
 COCO = get_skeleton("coco")
 K = COCO.num_keypoints
 GREY = 90
@@ -33,8 +36,8 @@ def scene(people: dict[str, tuple[int, int, int, int]], size: tuple[int, int]) -
 class SquareNetwork:
     """Stands in for `mpn_d2.engine.predictor.ImagePredictor`; the last joint is never found."""
 
-    def __init__(self, cfg: object, weights: str) -> None:
-        self.cfg, self.weights = cfg, weights
+    def __init__(self, cfg: CfgNode | None = None, weights: str = "") -> None:
+        self.heatmaps = cfg is not None and cfg.EVAL.get("HEATMAPS", False)
         self.batches: list[int] = []
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[dict]:
@@ -70,7 +73,7 @@ class SquareNetwork:
         )
         mask = torch.from_numpy(covered)
         result = {"instances": instances, "sem_seg": torch.stack([1 - mask, mask])}
-        if getattr(self.cfg, "HEATMAPS", False):
+        if self.heatmaps:
             # A quarter of the image: bright where the person is.
             result["heatmaps"] = mask[None, ::4, ::4].repeat(K, 1, 1)
         return result

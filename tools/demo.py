@@ -159,8 +159,9 @@ def _video(args: argparse.Namespace, report: DrawingReport) -> str:
 def _camera(args: argparse.Namespace, report: DrawingReport) -> str:
     with ExitStack() as stack:
         window = _window(args, stack)
-        source = stack.enter_context(Camera(args.webcam))
         path = name_video(args.output, camera_name(), args.heatmaps) if args.output else None
+        _keep([path] if path else [], args.json)
+        source = stack.enter_context(Camera(args.webcam))
         predictor = _predictor(args)
         rows = stack.enter_context(JsonListWriter(args.json)) if args.json else None
         drawn = DrawnFrames(_drawing_options(args), path, source.fps, rows=rows, live=True)

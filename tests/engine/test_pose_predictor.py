@@ -16,7 +16,7 @@ import torch
 from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools.coco import COCO as CocoFile
-from square_people import COCO, JOINTS, K, SquareNetwork, scene
+from square_people import COCO, JOINTS, NETWORK, K, SquareNetwork, scene
 
 from mpn_d2 import PosePrediction, PosePredictor, get_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
@@ -34,7 +34,7 @@ SIZE = (110, 160)
 @pytest.fixture()
 def squares(monkeypatch):
     """squares(...) -> a PosePredictor, arguments as its own after the weights, on squares."""
-    monkeypatch.setattr("mpn_d2.engine.pose_predictor.ImagePredictor", SquareNetwork)
+    monkeypatch.setattr(NETWORK, SquareNetwork)
     return lambda **options: PosePredictor(CONFIG, "some.pth", **options)
 
 
@@ -120,7 +120,7 @@ def test_threshold(squares, threshold: float, count: int):
 
 
 def test_systems_without_poses_and_mask():
-    found = SquareNetwork(None, "")([scene(TWO, SIZE)])[0]["instances"]
+    found = SquareNetwork()([scene(TWO, SIZE)])[0]["instances"]
     for name in ("pred_keypoints", "pose_scores"):
         found.remove(name)
     people = PosePrediction.from_result({"instances": found}, COCO, 0.5)
@@ -174,13 +174,13 @@ def test_drawing(squares):
         people.draw_heatmaps(image)
 
 
-def test_heatmaps():
+def test_heatmaps(squares, with_heatmap_key):
     image = scene(TWO, SIZE)
-    result = SquareNetwork(type("Cfg", (), {"HEATMAPS": True}), "")([image])[0]
-    people = PosePrediction.from_result(result, COCO, 0.5)
+    people = squares(heatmaps=True)(image)
     assert people.heatmaps.shape == (K, 28, 40)
     light = people.draw_heatmaps(image).max(axis=2)
     assert light.shape == SIZE and light[50, 40] > 200 and light[5, 5] < 60
+    assert squares()(image).heatmaps is None
 
 
 # ------------------------------------------------------------------- inputs
