@@ -93,10 +93,12 @@ def main(args: argparse.Namespace) -> None:
     """Draws all there is; exit code 1 where some of the input could not be read."""
     _check_arguments(args)
     report = DrawingReport()
-    where = (_images if args.input else _camera if args.video_input is None else _video)(
-        args, report
-    )
-    kind = "images" if args.input else "frames"
+    if args.input:
+        kind, where = "images", _images(args, report)
+    elif args.video_input is not None:
+        kind, where = "frames", _video(args, report)
+    else:
+        kind, where = "frames", _camera(args, report)
     print(f"{report.pictures} {kind} with {report.people} people {where}")
     if report.failures:
         print(f"{len(report.failures)} inputs failed (named above)", file=sys.stderr)
