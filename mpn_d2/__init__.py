@@ -1,11 +1,14 @@
 """mpn_d2: multi-person pose estimation for Detectron2.
 
 Importing it fills the registries; it registers no dataset and reads no file. Call
-`add_mpn_config(cfg)` on a Detectron2 config before merging one of ours into it.
+`add_mpn_config(cfg)` on a Detectron2 config before merging one of ours into it, or take one of ours
+with `get_config(name)`. `PosePredictor` finds people on images; what it needs is imported when it
+is first asked for.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 
 if importlib.util.find_spec("detectron2") is None:
@@ -17,7 +20,31 @@ if importlib.util.find_spec("detectron2") is None:
 
 from mpn_d2 import modeling
 from mpn_d2.config import add_mpn_config
+from mpn_d2.config_files import get_config
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "add_mpn_config", "modeling"]
+# Modules that import much: drawing, evaluation, OpenCV.
+_LAZY = {
+    "PosePrediction": "mpn_d2.engine.pose_prediction",
+    "PosePredictor": "mpn_d2.engine.pose_predictor",
+}
+
+__all__ = [
+    "PosePrediction",
+    "PosePredictor",
+    "__version__",
+    "add_mpn_config",
+    "get_config",
+    "modeling",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -28,8 +28,10 @@ ALLOWED = {
         "evaluation",
         "utils",
         "config",
+        "config_files",
     },
     "config": {"inference_keys"},
+    "config_files": {"config"},
     "inference_keys": set(),
 }
 SYSTEMS = {

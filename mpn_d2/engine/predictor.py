@@ -71,5 +71,5 @@ class ImagePredictor:
                 f"cannot predict on {image.dtype} {image.shape}: uint8 (H, W, 3) RGB is needed"
             )
         height, width = image.shape[:2]
-        tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        tensor = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
         return self.viewer.network_input(tensor, "RGB", View((0, 0, width, height)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 
 def write_text_atomically(path: str | os.PathLike, text: str) -> None:
@@ -31,3 +33,39 @@ def replaced_when_done(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+class JsonListWriter:
+    """A JSON file with one long list, written piece by piece: whole at the end, or not there.
+
+    Leaving the context after an error leaves what was there before.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path = Path(path)
+        self.count = 0
+        self._partial = self.path.with_name(f"{self.path.name}.partial-{os.getpid()}")
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> JsonListWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = open(self._partial, "w", encoding="utf-8")
+        self._file.write("[")
+        return self
+
+    def extend(self, rows: Iterable[object]) -> None:
+        """Appends rows; NaN is a ValueError, as JSON has none."""
+        for row in rows:
+            self._file.write(",\n" if self.count else "\n")
+            self._file.write(json.dumps(row, allow_nan=False))
+            self.count += 1
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._file.write("\n]\n")
+            self._file.close()
+            if kind is None:
+                os.replace(self._partial, self.path)
+        finally:
+            self._partial.unlink(missing_ok=True)

@@ -23,6 +23,8 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from square_people import NETWORK as PREDICTOR
+from square_people import SquareNetwork, scene
 
 from mpn_d2.config import load_config
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
@@ -160,7 +162,7 @@ def test_json_of_true_people_scores_perfectly(
         truth = COCO(str(sample_dir / "annotations" / "person_keypoints_train.json"))
     files = photographs(sample_dir, 7)
     ids = [int(f.stem) for f in files]
-    monkeypatch.setattr(demo, "ImagePredictor", lambda cfg, weights: Truth(truth, ids))
+    monkeypatch.setattr(PREDICTOR, lambda cfg, weights: Truth(truth, ids))
     path = tmp_path / "people.json"
     assert run([sample_dir / "train"], "--json", str(path), "--batch-size", batch_size) == 0
 
@@ -194,7 +196,7 @@ def test_threshold_drops_people_from_picture_and_json(
     file = photographs(sample_dir, 1)[0]  # four people, scores 0.9, 0.8, 0.7, 0.6
     counts = []
     for threshold in ("0.75", "1"):
-        monkeypatch.setattr(demo, "ImagePredictor", lambda *_: Truth(truth, [int(file.stem)]))
+        monkeypatch.setattr(PREDICTOR, lambda *_: Truth(truth, [int(file.stem)]))
         path = tmp_path / "people.json"
         assert run([file], "--json", str(path), "--confidence-threshold", threshold) == 0
         counts.append(len(json.loads(path.read_text())))
@@ -233,10 +235,13 @@ def test_grey_alpha_rotated_and_tiny_images(run, tmp_path: Path, sample_dir: Pat
     photo.save(tmp_path / "turned.jpg", exif=exif)
     Image.new("RGB", (1, 1)).save(tmp_path / "one.png")
     Image.new("RGB", (3000, 1)).save(tmp_path / "thin.png")
+    Image.new("RGB", (20000, 40)).save(tmp_path / "wide.png")
     assert run([tmp_path], "--confidence-threshold", "0", "--batch-size", "4") == 0
     sizes = {p.stem: Image.open(p).size for p in (tmp_path / "drawn").iterdir()}
     same = dict.fromkeys(("grey", "alpha", "palette"), (90, 60))
-    assert sizes == {**same, "turned": (60, 90), "one": (1, 1), "thin": (3000, 1)}
+    assert sizes == {**same, "turned": (60, 90), "one": (1, 1), "thin": (3000, 1)} | {
+        "wide": (20000, 40)
+    }
 
 
 @pytest.mark.parametrize(
@@ -246,6 +251,9 @@ def test_grey_alpha_rotated_and_tiny_images(run, tmp_path: Path, sample_dir: Pat
         (["--confidence-threshold", "nan"], [], "--confidence-threshold"),
         (["--batch-size", "0"], [], "--batch-size is 0"),
         (["--json", str(REPO)], [], "is a folder"),
+        (["--keypoint-threshold", "-1"], [], "--keypoint-threshold is -1"),
+        (["--keypoint-threshold", "nan"], [], "--keypoint-threshold"),
+        (["--track"], [], "--track follows people in a video"),
         ([], ["MODEL.WEIGHTS", ""], "MODEL.WEIGHTS"),
         ([], ["MODEL.WEIGHTS", "gone.pth"], "gone.pth"),
         ([], ["MODEL.PRN.NODES", "9"], "assembler"),
@@ -270,33 +278,7 @@ def test_no_image_at_all_is_one_line(run, tmp_path: Path, capsys):
     assert "no images in it" in line and "gone.jpg: not found" in line
 
 
-# ------------------------------------------------------------------- names
-
-
-def test_find_images(tmp_path: Path):
-    for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "x[1].png", "x1.png", "sub/c.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-
-    def found(*inputs: str) -> tuple[list[str], int]:
-        files, missing = demo.find_images([str(tmp_path / i) for i in inputs])
-        return [os.path.relpath(f, tmp_path) for f in files], len(missing)
-
-    assert found("") == (["a.png", "b.JPG", "x1.png", "x[1].png"], 0)
-    assert found("b.JPG", "", "sub/../a.png")[0] == ["b.JPG", "a.png", "x1.png", "x[1].png"]
-    assert found("x[1].png", "notes.txt") == (["x[1].png", "notes.txt"], 0)
-    assert found("*.png", "s*") == (["a.png", "x1.png", "x[1].png", "sub/c.jpg"], 0)
-    assert found("**/c.*", "*.gif") == (["sub/c.jpg"], 1)
-
-
-def test_same_names_do_not_overwrite_one_another():
-    files = ["a/1.jpg", "b/1.jpg", "c/1.PNG", "c/1_2.jpg", "d/x.jpg", "D/X.jpg"]
-    targets = demo.name_outputs(files, "out")
-    assert [targets[f] for f in files] == [
-        *("out/1.png", "out/1_2.png", "out/1_3.png", "out/1_2_2.png", "out/x.png", "out/X_2.png")
-    ]
-    ids = demo.name_ids(["a/0012.jpg", "b/0012.jpg", "a/x.jpg", "b/x.jpg", "²3.jpg"])
-    assert list(ids.values()) == [12, "b/0012.jpg", "x.jpg", "b/x.jpg", "²3.jpg"]
+# ------------------------------------------------------------------- outputs
 
 
 def test_inputs_are_never_overwritten(run, tmp_path: Path, capsys):
@@ -306,12 +288,59 @@ def test_inputs_are_never_overwritten(run, tmp_path: Path, capsys):
     assert run([tmp_path / "drawn"]) == 2
     assert "would overwrite" in capsys.readouterr().err
     assert (tmp_path / "drawn" / "a.png").read_bytes() == before
+    assert run([tmp_path / "drawn"], "--output", str(tmp_path), "--json",
+               str(tmp_path / "drawn" / "a.png")) == 2  # fmt: skip
+    assert "--json" in capsys.readouterr().err
+    assert run([tmp_path / "drawn"], "--output", str(tmp_path / "drawn" / "a.png")) == 2
+    assert "is a file: images need a folder" in capsys.readouterr().err
+    assert (tmp_path / "drawn" / "a.png").read_bytes() == before
+    assert [p.name for p in tmp_path.rglob("*")] == ["drawn", "a.png"]
+
+
+def test_what_is_drawn(run, monkeypatch, tmp_path: Path):
+    """Of true people in colours: the options reach the picture."""
+    monkeypatch.setattr(PREDICTOR, SquareNetwork)
+    image = scene({"red": (20, 10, 60, 90)}, (100, 80))
+    Image.fromarray(image).save(tmp_path / "a.png")
+
+    def draw(*options: str) -> np.ndarray:
+        assert run([tmp_path / "a.png"], *options) == 0
+        picture = read_image(str(tmp_path / "drawn" / "a.png"), "RGB")
+        return (picture != image).any(axis=2)
+
+    whole = draw()
+    assert whole[50, 19:21].any() and whole[12, 40]
+    without = draw("--no-boxes", "--no-mask")
+    assert not without[50, 19:21].any() and not without[12, 40] and without.any()
+    boxes = draw("--no-mask")
+    assert boxes[50, 19:21].any() and (whole & ~boxes).sum() > 200
+    assert not draw("--no-boxes", "--no-mask", "--keypoint-threshold", "0.7").any()
+    assert not list((tmp_path / "drawn").glob("*heat*"))
+    assert (draw("--heatmaps") == whole).all()
+    heat = read_image(str(tmp_path / "drawn" / "a_heatmaps.png"), "RGB").max(axis=2)
+    assert heat.shape == (100, 80) and heat[50, 40] > 200 and heat[95, 5] < 60
 
 
 def test_help_explains(capsys):
     with pytest.raises(SystemExit) as end:
         demo.parse_args(["--help"])
     assert end.value.code == 0 and "--confidence-threshold" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "source", [[], ["--input", "a.png", "--webcam"], ["--input", "a", "--video-input", "b"]]
+)
+def test_there_is_one_source(source: list[str], capsys):
+    with pytest.raises(SystemExit) as end:
+        demo.parse_args(["--config-file", CONFIG, "--output", "o", *source])
+    assert end.value.code == 2 and "--webcam" in capsys.readouterr().err
+
+
+def test_output_is_needed(run, capsys):
+    line = ["--config-file", CONFIG, "--input", "a.png"]
+    with pytest.raises(SystemExit):
+        run_command(lambda: demo.main(demo.parse_args(line)))
+    assert "--output is missing" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------- predictor

@@ -8,7 +8,8 @@ import torch
 from detectron2.structures import Boxes, Instances, Keypoints
 
 from mpn_d2.structures.skeleton import get_skeleton
-from mpn_d2.utils.visualize import draw_annotations, draw_people
+from mpn_d2.utils import visualize
+from mpn_d2.utils.visualize import draw_annotations, draw_people, track_color, write_png
 
 COCO = get_skeleton("coco")
 GREY = np.full((120, 200, 3), 90, dtype=np.uint8)
@@ -112,6 +113,89 @@ def test_any_size_of_image(size: tuple[int, int]):
     )
     assert draw_people(image, whole, COCO, torch.ones(2, *size)).shape == image.shape
     assert draw_people(image, whole[:0], COCO).shape == image.shape
+
+
+def test_large_pictures_are_drawn_in_windows(monkeypatch):
+    """The same picture, up to the softened pixels at the seams; and what lies far out is there."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (120, 200, 3), dtype=np.uint8)
+    sem_seg = torch.from_numpy(rng.random((2, 120, 200), dtype=np.float32))
+    whole = draw_people(image, person(JOINTS), COCO, sem_seg)
+    for window in (64, 90, 130):
+        monkeypatch.setattr(visualize, "_WINDOW", window)
+        parts = draw_people(image, person(JOINTS), COCO, sem_seg)
+        different = (np.abs(parts.astype(int) - whole) > 40).any(axis=2)
+        assert different.sum() <= 12, window
+        rows, columns = np.nonzero(different)
+        assert (np.minimum(rows % window, columns % window) <= 1).all()
+
+
+def test_very_wide_picture():
+    image = np.full((30, 20000, 3), 90, np.uint8)
+    far = {"nose": (19000.0, 15.0)}
+    people = person(far, size=(30, 20000))
+    people.pred_boxes = Boxes(torch.tensor([[18900.0, 2.0, 19100.0, 28.0]]))
+    different = changed(draw_people(image, people, COCO), image)
+    assert different[15, 19000] and different[15, 18899:18901].any()
+    assert not different[:, :18880].any() and not different[:, 19120:].any()
+
+
+def edge_color(picture: np.ndarray) -> np.ndarray:
+    return picture[65, 130].astype(int)
+
+
+def test_numbers_have_their_colour_whatever_the_order():
+    people = Instances.cat([person(JOINTS), person({})])
+    people.pred_boxes.tensor[1] = torch.tensor([5.0, 30.0, 60.0, 110.0])
+    for numbers in ([3, 8], [8, 3]):
+        picture = draw_people(GREY, people, COCO, track_ids=numbers)
+        wanted = 255 * np.array(track_color(numbers[0]))
+        assert np.abs(edge_color(picture) - wanted).max() < 40
+        swapped = draw_people(GREY, people[[1, 0]], COCO, track_ids=numbers[::-1])
+        assert (swapped == picture).all()
+        for box, number in ((100, numbers[0]), (5, numbers[1])):
+            line = picture[90:105, box - 1 : box + 1].reshape(-1, 3).astype(int) - 90
+            towards = 255 * np.array(track_color(number)) - 90
+            assert (np.sign(line[np.abs(line).max(1) > 20]) == np.sign(towards)).all()
+    assert track_color(3) != track_color(8)
+    # Who is left out takes her number along.
+    people.scores = torch.tensor([0.9, 0.1])
+    one = draw_people(GREY, people, COCO, track_ids=[3, 8])
+    assert (one == draw_people(GREY, people[:1], COCO, track_ids=[3])).all()
+    assert (one != draw_people(GREY, people[:1], COCO)).any()
+    with pytest.raises(ValueError, match="1 track_ids for 2 people"):
+        draw_people(GREY, people, COCO, track_ids=[3])
+
+
+def test_without_boxes_and_with_another_keypoint_threshold():
+    different = changed(draw_people(GREY, person(JOINTS), COCO, boxes=False))
+    assert different[50, 160] and different[65, 130]
+    assert not different[105:115].any() and not different[30:45, 100:130].any()
+    people = person(JOINTS)
+    wrist = COCO.keypoint_names.index("left_wrist")
+    people.pred_keypoints[0, wrist, 2] = 0.4
+    assert changed(draw_people(GREY, people, COCO, boxes=False))[80, 150]
+    without = draw_people(GREY, people, COCO, boxes=False, keypoint_threshold=0.4)
+    assert not changed(without)[80, 150] and changed(without)[65, 130]
+
+
+def test_small_people_are_drawn_over_large_ones():
+    small = person(JOINTS)
+    large = person({n: (x + 1, y) for n, (x, y) in JOINTS.items()})
+    large.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 200.0, 120.0]]))
+    pictures = []
+    for people, numbers in (((small, large), [1, 2]), ((large, small), [2, 1])):
+        people = Instances.cat(list(people))
+        pictures.append(draw_people(GREY, people, COCO, boxes=False, track_ids=numbers))
+    assert (pictures[0] == pictures[1]).all()
+    assert np.abs(edge_color(pictures[0]) - 255 * np.array(track_color(1))).max() < 40
+
+
+def test_failed_png_leaves_nothing(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(OSError):
+        write_png(tmp_path / "a.png", GREY)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_annotations():

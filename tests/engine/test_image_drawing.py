@@ -1,0 +1,45 @@
+"""Which files are drawn and what the pictures are called."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mpn_d2.engine.image_drawing import find_images, heatmap_file, name_ids, name_outputs
+
+
+def test_find_images(tmp_path: Path):
+    for name in ("b.JPG", "a.png", ".hidden.png", "notes.txt", "x[1].png", "x1.png", "sub/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+
+    def found(*inputs: str) -> tuple[list[str], int]:
+        files, missing = find_images([str(tmp_path / i) for i in inputs])
+        return [os.path.relpath(f, tmp_path) for f in files], len(missing)
+
+    assert found("") == (["a.png", "b.JPG", "x1.png", "x[1].png"], 0)
+    assert found("b.JPG", "", "sub/../a.png")[0] == ["b.JPG", "a.png", "x1.png", "x[1].png"]
+    assert found("x[1].png", "notes.txt") == (["x[1].png", "notes.txt"], 0)
+    assert found("*.png", "s*") == (["a.png", "x1.png", "x[1].png", "sub/c.jpg"], 0)
+    assert found("**/c.*", "*.gif") == (["sub/c.jpg"], 1)
+
+
+def test_same_names_do_not_overwrite_one_another():
+    files = ["a/1.jpg", "b/1.jpg", "c/1.PNG", "c/1_2.jpg", "d/x.jpg", "D/X.jpg"]
+    targets = name_outputs(files, "out")
+    assert [targets[f] for f in files] == [
+        *("out/1.png", "out/1_2.png", "out/1_3.png", "out/1_2_2.png", "out/x.png", "out/X_2.png")
+    ]
+    ids = name_ids(["a/0012.jpg", "b/0012.jpg", "a/x.jpg", "b/x.jpg", "²3.jpg"])
+    assert list(ids.values()) == [12, "b/0012.jpg", "x.jpg", "b/x.jpg", "²3.jpg"]
+
+
+def test_heatmaps_overwrite_nothing():
+    files = ["a.jpg", "a_heatmaps.jpg", "b/a.jpg"]
+    targets = name_outputs(files, "out", heatmaps=True)
+    written = [*targets.values(), *map(heatmap_file, targets.values())]
+    assert len(set(written)) == 6
+    assert targets["a.jpg"] == "out/a.png" and heatmap_file("out/a.png") == "out/a_heatmaps.png"
+    assert list(name_outputs(files, "out").values()) == [
+        *("out/a.png", "out/a_heatmaps.png", "out/a_2.png")
+    ]
