@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 from detectron2.config import CfgNode
 
+from mpn_d2.config import load_config
 from mpn_d2.data.datasets import load_pose_dicts
 from mpn_d2.data.image_file import read_pose_image
 from mpn_d2.engine.checkpoint import TAG
@@ -58,21 +59,32 @@ class RunClock:
         return seconds
 
 
-# What weights do not depend on: a finished run is tested anew with other values of these.
+# What weights do not depend on, keys and whole sections: a finished run is tested anew with other
+# values of these.
 TEST_KEYS = (
     ("DATASETS", "TEST"),
+    ("ENSEMBLE",),
+    ("EVAL",),
     ("INPUT", "MIN_SIZE_TEST"),
     ("INPUT", "MAX_SIZE_TEST"),
+    ("MODEL", "RETINANET", "NMS"),
     ("MODEL", "RETINANET", "NMS_THRESH_TEST"),
     ("MODEL", "RETINANET", "SCORE_THRESH_TEST"),
+    ("MODEL", "RETINANET", "SOFT_NMS_SIGMA"),
     ("MODEL", "ASSEMBLER", "MATCHING"),
     ("MODEL", "ASSEMBLER", "BOX_SCORE_THRESH"),
     ("MODEL", "ASSEMBLER", "POSE_SCORE"),
+    ("OKS_NMS",),
+    ("REFINE",),
+    ("TTA",),
 )
 
 
 def goes_on(cfg: CfgNode) -> bool:
-    """Whether OUTPUT_DIR holds a training of this config (TEST_KEYS aside); another is removed."""
+    """Whether OUTPUT_DIR holds a training of this config (TEST_KEYS aside); another is removed.
+
+    Keys that came after that training count as what they are by default.
+    """
     saved = Path(cfg.OUTPUT_DIR) / "config.yaml"
     if not saved.is_file():
         return False
@@ -94,12 +106,22 @@ def _trains(config: object) -> object:
     """A config without TEST_KEYS; what is no config (a broken file) stays as it is."""
     if not isinstance(config, dict):
         return config
+    config = _completed(config, yaml.safe_load(load_config("").dump()))
     for *nodes, key in TEST_KEYS:
         node = config
         for name in nodes:
             node = node.get(name, {})
         node.pop(key, None)
     return config
+
+
+def _completed(config: dict, defaults: dict) -> dict:
+    """The config with what it lacks of the defaults."""
+    whole = {**defaults, **config}
+    for key, value in whole.items():
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict):
+            whole[key] = _completed(value, defaults[key])
+    return whole
 
 
 def drawn_predictions(
