@@ -1,0 +1,215 @@
+#!/usr/bin/env python
+"""What each step of inference is worth: flip, scales, crops, ensemble, refinement, OKS-NMS.
+
+    python tools/inference_table.py --images drawn --runs RUNS
+    python tools/inference_table.py --images drawn --runs RUNS --rows single flip +scales
+    python tools/inference_table.py --images sample --runs RUNS
+
+Trains the quick models that are not there yet (drawn: the network of tools/train_synthetic.py, a
+second backbone and a single-person network, hours on 2 cores; sample: two networks fitted to the
+bundled training photographs, minutes), evaluates every row, prints the train_net.py command that
+gives it, and keeps its figures in --output. A row is one step by itself, or with a plus that step
+on top of all before it. Training goes on where it stopped when the command is repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import time
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mpn_d2.config import load_config
+from mpn_d2.data.datasets import register_pose_datasets
+from mpn_d2.data.synthetic import write_dataset
+from mpn_d2.engine.cli import run_command
+from mpn_d2.engine.setup import start_run
+from mpn_d2.engine.showcase import goes_on
+from mpn_d2.engine.stages import FINAL, evaluate, train
+from mpn_d2.utils.results import flat_metrics, format_figure, read_results, update_results
+
+REPO = Path(__file__).resolve().parents[1]
+QUICK = REPO / "configs" / "quick"
+TTA = ["TTA.ENABLED", "True"]
+STEPS = ("flip", "scales", "crops", "ensemble", "refinement", "oks_nms")
+COLUMNS = {"keypoint AP": "keypoints/AP", "AP50": "keypoints/AP50", "AP75": "keypoints/AP75"}
+COLUMNS |= {"box AP": "bbox/AP", "person IoU": "sem_seg/IoU-person"}
+
+
+@dataclass(frozen=True)
+class Images:
+    """What the rows are measured with: configs below configs/quick, and folders of their trainings.
+
+    Attributes:
+        model: config and folder of the network.
+        member: of the second backbone.
+        refiner: of the single-person network; None where there is none.
+        datasets: that are evaluated, by their name in the figures.
+        scales: TTA.SCALES of the row.
+    """
+
+    model: tuple[str, str]
+    member: tuple[str, str]
+    refiner: tuple[str, str] | None
+    datasets: dict[str, str] = field(default_factory=dict)
+    scales: str = "[1.0, 0.75, 1.25]"
+
+
+IMAGES = {
+    # Scales: chosen on 120 further images of seed 777.
+    "drawn": Images(
+        ("drawn_v1.yaml", "drawn-v1"),
+        ("drawn_v1_r34.yaml", "drawn-v1-r34"),
+        ("single_person_drawn.yaml", "single-person-drawn-v1"),
+        {"drawn-v1": "drawn-v1-test"},
+    ),
+    "sample": Images(
+        ("demo.yaml", "demo"),
+        ("demo_r34.yaml", "demo-r34"),
+        None,
+        {"sample/unseen": "coco_sample_val", "sample/fitted": "coco_sample_train"},
+    ),
+}
+
+
+def parse_args(arguments: list[str] | None = None) -> Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", choices=sorted(IMAGES), default="drawn")
+    parser.add_argument("--runs", required=True, metavar="DIR", help="data and trainings go there")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        metavar="ROW",
+        help=f"of single, {', '.join(STEPS)}, "
+        "each with a plus for all steps up to it (default: all)",
+    )
+    parser.add_argument("--output", default=str(REPO / "docs" / "results" / "inference.json"))
+    parser.add_argument("--data-images", type=int, help="of a smaller drawn training set (a try)")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of all trainings"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(args: Namespace) -> None:
+    images, runs = IMAGES[args.images], Path(args.runs).resolve()
+    rows = row_options(images, runs)
+    unknown = sorted(set(args.rows or ()) - set(rows))
+    if unknown:
+        raise ValueError(f"--rows {unknown[0]}: choose of {', '.join(rows)}")
+    read_results(args.output)
+    chosen = args.rows or list(rows)
+    prepare_data(args.images, runs, args.data_images)
+    config, folder = images.model
+    train_missing(config, runs / folder, args.opts)
+    text = " ".join(word for row in chosen for word in rows[row])
+    for name, folder in filter(None, (images.member, images.refiner)):
+        if name in text:
+            train_missing(name, runs / folder, args.opts)
+    for row in chosen:
+        measure(args, images, runs, row, rows[row])
+    print_table(args.output, images, chosen)
+
+
+def row_options(images: Images, runs: Path) -> dict[str, list[str]]:
+    """KEY VALUE pairs of every row, in order."""
+    member, folder = images.member
+    steps = {
+        "flip": [*TTA, "TTA.FLIP", "True"],
+        "scales": [*TTA, "TTA.SCALES", images.scales],
+        "crops": [*TTA, "TTA.CROPS", "2"],
+        "ensemble": [
+            *("ENSEMBLE.CONFIGS", f"['{QUICK / member}']"),
+            *("ENSEMBLE.WEIGHTS", f"['{runs / folder / FINAL}']"),
+        ],
+        "oks_nms": ["OKS_NMS.MODE", "hard"],
+    }
+    if images.refiner is not None:
+        config, folder = images.refiner
+        weights = str(runs / folder / FINAL)
+        steps["refinement"] = ["REFINE.CONFIG", str(QUICK / config), "REFINE.WEIGHTS", weights]
+    rows: dict[str, list[str]] = {"single": []}
+    ordered = [step for step in STEPS if step in steps]
+    rows |= {step: steps[step] for step in ordered}
+    total: list[str] = []
+    for step in ordered:
+        total = [*total, *steps[step]]
+        rows[f"+{step}"] = total
+    return rows
+
+
+def prepare_data(name: str, runs: Path, count: int | None) -> None:
+    """Draws what is to be drawn, and makes the package look for it."""
+    if name == "drawn":
+        root = runs / "datasets"
+        for split, number in (("train", count), ("test", None)):
+            workers = os.cpu_count() or 1
+            write_dataset("drawn-v1", split, root, count=number, workers=workers)
+        os.environ["DETECTRON2_DATASETS"] = str(root)
+    register_pose_datasets()
+
+
+def train_missing(config: str, folder: Path, options: list[str]) -> None:
+    """Trains the chain of a quick config in `folder`, or goes on with it; nothing if finished."""
+    options = [*options, "OUTPUT_DIR", str(folder)]
+    cfg = load_config(str(QUICK / config), options)
+    cfg.DATASETS.TEST = ()
+    cfg.freeze()
+    resume = goes_on(cfg)
+    if resume and (folder / FINAL).is_file():
+        return
+    start_run(cfg, Namespace(config_file="", opts=options))
+    train(cfg, "all", options, resume=resume)
+
+
+def measure(args: Namespace, images: Images, runs: Path, row: str, options: list[str]) -> None:
+    """Evaluates a row on its datasets and keeps the figures."""
+    config, folder = images.model
+    output = runs / "inference" / args.images / row
+    options = [
+        *("MODEL.WEIGHTS", str(runs / folder / FINAL), "OUTPUT_DIR", str(output)),
+        *("DATASETS.TEST", str(tuple(images.datasets.values()))),
+        *options,
+    ]
+    line = ["train_net.py", "--config-file", f"configs/quick/{config}", "--eval-only", *options]
+    command = f"DETECTRON2_DATASETS={os.environ.get('DETECTRON2_DATASETS', '')} python "
+    command += shlex.join(line)
+    print(f"\n{row}: {command}", flush=True)
+    start = time.perf_counter()
+    cfg = load_config(str(QUICK / config), options)
+    cfg.freeze()
+    results = evaluate(cfg, weights=cfg.MODEL.WEIGHTS)
+    seconds = time.perf_counter() - start
+    for name, dataset in images.datasets.items():
+        update_results(
+            args.output,
+            f"{name}/{row}",
+            flat_metrics(results[dataset]),
+            seconds=seconds,
+            seed=cfg.SEED,
+            row_command=command,
+        )
+
+
+def print_table(output: str, images: Images, rows: list[str]) -> None:
+    """The figures of the rows, 0 to 100, as tables in Markdown."""
+    metrics = read_results(output)["metrics"]
+    for name in images.datasets:
+        print(f"\n{name}\n\n| | {' | '.join(COLUMNS)} |")
+        print("|---" * (len(COLUMNS) + 1) + "|")
+        for row in rows:
+            cells = [format_figure(metrics.get(f"{name}/{row}/{key}")) for key in COLUMNS.values()]
+            print(f"| `{row}` | {' | '.join(cell.strip() for cell in cells)} |")
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    run_command(lambda: main(arguments))
