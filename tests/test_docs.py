@@ -43,15 +43,30 @@ def test_pictures_and_files_that_pages_name_exist(page):
             assert (DOCS / target).exists(), f"docs/{page} links to {target}"
 
 
+def tool(name: str):
+    spec = importlib.util.spec_from_file_location(
+        f"{name}_for_docs", DOCS.parent / "tools" / f"{name}.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def assert_shown(page: str, tables: dict[str, str]) -> None:
+    text = (DOCS / page).read_text()
+    assert tables
+    for name, table in tables.items():
+        assert f"<!-- table {name} -->\n{table}\n<!-- end {name} -->" in text, name
+
+
 def test_tables_of_assembling_show_the_results():
     """Every figure is one of the results files, as the command that fills the tables says."""
-    spec = importlib.util.spec_from_file_location(
-        "train_assembly_for_docs", DOCS.parent / "tools" / "train_assembly.py"
-    )
-    tool = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = tool  # dataclasses look their module up
-    spec.loader.exec_module(tool)
-    results = tool.read_metrics(DOCS / "results")
-    page = (DOCS / "assembly.md").read_text()
-    for name, table in tool.tables(results).items():
-        assert f"<!-- table {name} -->\n{table}\n<!-- end {name} -->" in page, name
+    train_assembly = tool("train_assembly")
+    results = train_assembly.read_metrics(DOCS / "results")
+    assert_shown("assembly.md", train_assembly.tables(results))
+
+
+def test_tables_of_inference_show_the_results():
+    results = json.loads((DOCS / "results" / "inference.json").read_text())
+    assert_shown("inference.md", tool("inference_table").tables(results))

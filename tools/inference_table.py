@@ -32,7 +32,8 @@ from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.setup import start_run
 from mpn_d2.engine.showcase import goes_on
 from mpn_d2.engine.stages import FINAL, evaluate, train
-from mpn_d2.utils.results import flat_metrics, format_figure, read_results, update_results
+from mpn_d2.utils.doc_tables import fill_tables, markdown_table
+from mpn_d2.utils.results import flat_metrics, read_results, update_results
 
 REPO = Path(__file__).resolve().parents[1]
 QUICK = REPO / "configs" / "quick"
@@ -116,7 +117,7 @@ def main(args: Namespace) -> None:
             train_missing(name, runs / folder, args.opts)
     for row in chosen:
         measure(args, images, runs, row, rows[row])
-    print_table(args.output, images, chosen)
+    show_tables(args.output)
 
 
 def row_options(images: Images, runs: Path) -> dict[str, list[str]]:
@@ -199,15 +200,32 @@ def measure(args: Namespace, images: Images, runs: Path, row: str, options: list
         )
 
 
-def print_table(output: str, images: Images, rows: list[str]) -> None:
-    """The figures of the rows, 0 to 100, as tables in Markdown."""
-    metrics = read_results(output)["metrics"]
-    for name in images.datasets:
-        print(f"\n{name}\n\n| | {' | '.join(COLUMNS)} |")
-        print("|---" * (len(COLUMNS) + 1) + "|")
-        for row in rows:
-            cells = [format_figure(metrics.get(f"{name}/{row}/{key}")) for key in COLUMNS.values()]
-            print(f"| `{row}` | {' | '.join(cell.strip() for cell in cells)} |")
+def tables(results: dict) -> dict[str, str]:
+    """The figures of a results file, 0 to 100, by images, as tables in Markdown; rows that were
+    not measured have none.
+    """
+    metrics, measured = results.get("metrics", {}), results.get("runs", {})
+    found = {}
+    for images in IMAGES.values():
+        for name in images.datasets:
+            rows = [
+                (f"`{row}`", [metrics.get(f"{name}/{row}/{key}") for key in COLUMNS.values()])
+                for row in row_options(images, Path())
+                if f"{name}/{row}" in measured
+            ]
+            if rows:
+                found[name] = markdown_table(["", *COLUMNS], rows)
+    return found
+
+
+def show_tables(output: str) -> None:
+    """Prints the tables; fills docs/inference.md where the results are those of the docs."""
+    found = tables(read_results(output))
+    for name, table in found.items():
+        print(f"\n{name}\n\n{table}")
+    page = Path(output).resolve().parents[1] / "inference.md"
+    if page.is_file():
+        fill_tables(page, found)
 
 
 if __name__ == "__main__":
