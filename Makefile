@@ -29,7 +29,7 @@ endif
 RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PY)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo synthetic ablation assembly test lint clean
+.PHONY: help setup demo synthetic ablation assembly inference test lint clean
 
 help:
 	@echo 'make setup      the environment ($(VENV)): torch, Detectron2, mpn_d2; repeating is quick'
@@ -37,6 +37,7 @@ help:
 	@echo 'make synthetic  train on drawn people from scratch, figures and pictures into docs/ (an hour)'
 	@echo 'make ablation   variants of the network on drawn people, one short schedule'
 	@echo 'make assembly   every assembler trained from annotations, figures into docs/ (hours; goes on)'
+	@echo 'make inference  what flip, scales, crops, ensemble ... are worth, figures into docs/ (hours)'
 	@echo 'make test       all tests, on CPU (ARGS="..." goes to pytest)'
 	@echo 'make lint       ruff: format and rules'
 	@echo 'make clean      remove output, caches and build folders, not the environment'
@@ -80,6 +81,12 @@ assembly: setup
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 THP_MEM_ALLOC_ENABLE=1 \
 	  OMP_NUM_THREADS=$(DEMO_THREADS) DETECTRON2_DATASETS="$(MPN_DATA)" $(RUN) \
 	  tools/train_assembly.py --runs "$(MPN_RUNS)" $(if $(ROWS),--only $(ROWS))
+
+# IMAGES=sample for the bundled photographs; ROWS="single flip" for some rows.
+IMAGES ?= drawn
+inference: setup
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(RUN) tools/inference_table.py --images $(IMAGES) \
+	  --runs "$(MPN_RUNS)" $(if $(ROWS),--rows $(ROWS))
 
 test: setup
 	$(RUN) -m pytest -q -rs $(ARGS)
