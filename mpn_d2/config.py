@@ -147,7 +147,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.POSE_FPN.SHARED = False
     # Bottom-up features of the keypoint pyramid (k2..k5). [paper]
     cfg.MODEL.POSE_FPN.KEYPOINT_IN_FEATURES = ["res2", "res3", "res4", "res5"]
-    # Bottom-up features of the detection pyramid (p3..p5; p6 and p7 come from the last). [paper]
+    # Bottom-up features of the detection pyramid (p3..p5; p6 and p7 come from the last); [] leaves
+    # it out. [paper]
     cfg.MODEL.POSE_FPN.PERSON_IN_FEATURES = ["res3", "res4", "res5"]
 
     cfg.MODEL.KP_SUBNET = CN()

@@ -1,6 +1,7 @@
 """The config keys of inference: augmentation at test time, ensembles, refinement, suppression.
 
-Sources in brackets as in config.py: [paper], [LM], [ours]; none of these changes a training.
+Sources in brackets as in config.py: [paper], [LM], [ours]; and [SB] Simple Baselines, ECCV 2018.
+Of these only SINGLE_PERSON changes a training: that of the refinement network.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ def add_inference_keys(cfg: CN) -> None:
     _add_augmentation_keys(cfg)
     _add_evaluation_keys(cfg)
     _add_refinement_keys(cfg)
+    _add_single_person_keys(cfg)
 
 
 def _add_augmentation_keys(cfg: CN) -> None:
@@ -84,3 +86,28 @@ def _add_refinement_keys(cfg: CN) -> None:
     cfg.REFINE.CONFIG = ""
     # Its checkpoint.
     cfg.REFINE.WEIGHTS = ""
+    # How its pose and the first one of a box become one: pool (both stay, two people; combine with
+    # OKS_NMS) [paper] | replace | average (joint by joint, weighted by score) | fill (joints that
+    # the first pose lacks). [ours]
+    cfg.REFINE.MERGE = "pool"
+    # Only boxes with at least this score are refined. [ours]
+    cfg.REFINE.BOX_SCORE_THRESH = 0.05
+
+
+def _add_single_person_keys(cfg: CN) -> None:
+    # The network that REFINE names: its own config, training and test.
+    cfg.SINGLE_PERSON = CN()
+    # Whether a sample is one person, cut out by her box (data/person_crops.py), instead of an
+    # image; what MODEL.META_ARCHITECTURE SinglePersonNet needs.
+    cfg.SINGLE_PERSON.ENABLED = False
+    # Height and width of a crop, network-input pixels. [SB]
+    cfg.SINGLE_PERSON.SIZE = (256, 192)
+    # A crop shows this share of the box's width and height beyond each side, at least. [SB: 0.125]
+    cfg.SINGLE_PERSON.MARGIN = 0.125
+    # Most that each side of a training box moves, share of its width or height, 0 to below 0.5:
+    # detected boxes are not exact. INPUT.SCALE_FACTOR, ROTATION and FLIP_PROB come on top. [ours]
+    cfg.SINGLE_PERSON.BOX_JITTER = 0.1
+    # People with fewer labelled keypoints are not trained on. [SB: 1]
+    cfg.SINGLE_PERSON.MIN_KEYPOINTS = 1
+    # Crops in one forward pass at test time. [ours]
+    cfg.SINGLE_PERSON.TEST_BATCH = 32

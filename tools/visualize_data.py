@@ -9,6 +9,7 @@ the network input:
 
 - keypoint: people, crowd boxes and ignored region | heatmaps, their maximum | person mask;
 - person: people and crowd boxes;
+- keypoint of a single-person network: the crop and joints of one person | heatmaps;
 - assembly (no images): per person the joints around the box, input grid and label grid;
 - joint, or no --stage: all of it, the grids in <image id>_people.png.
 
@@ -39,6 +40,7 @@ from mpn_d2.data.loader import build_pose_train_loader
 from mpn_d2.data.own_datasets import register_own_datasets
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.cli import run_command
+from mpn_d2.engine.pictures import draw_crop_pair
 from mpn_d2.engine.stages import stage_config, stage_names
 from mpn_d2.modeling.meta_arch.joint import samples_from_annotations
 from mpn_d2.structures.skeleton import get_skeleton
@@ -114,6 +116,10 @@ def pictures(cfg: CfgNode, model: nn.Module, x: dict) -> Iterator[tuple[str, np.
         return
     image = convert_image_to_rgb(x["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
     skeleton = get_skeleton(cfg.MODEL.SKELETON)
+    if cfg.SINGLE_PERSON.ENABLED:
+        picture = draw_crop_pair(model, x, skeleton, cfg.INPUT.FORMAT, predict=False)
+        yield f"{name}_person{x['owner']}", picture
+        return
     if "keypoint" in parts:
         yield name, draw_heatmap_targets(model, x, image, cfg)
     else:

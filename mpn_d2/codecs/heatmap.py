@@ -18,6 +18,8 @@ MERGES = ("max", "add")
 # Logarithm of the height of a Gaussian whose standard deviation is one cell over its value half a
 # cell away.
 _MOST_RISE = 0.125
+# Score of a joint that no map shows, which is to be placed all the same.
+LEAST_SCORE = 1e-4
 
 
 def encode_heatmaps(
@@ -151,6 +153,51 @@ def _is_local_maximum(maps: torch.Tensor) -> torch.Tensor:
     left, right = padded[:, :, 1:-1, :-2], padded[:, :, 1:-1, 2:]
     above, below = padded[:, :, :-2, 1:-1], padded[:, :, 2:, 1:-1]
     return (maps > left) & (maps > above) & (maps >= right) & (maps >= below)
+
+
+def decode_highest(
+    maps: torch.Tensor, stride: int, image_sizes: list[tuple[int, int]] | None = None
+) -> torch.Tensor:
+    """The highest place of each map, for maps that hold one joint each.
+
+    Place and score are those of `decode_heatmaps`, without a threshold: the score tells.
+
+    Args:
+        maps: (N, K, H, W) heatmaps, not modified.
+        stride: cell side, network-input pixels.
+        image_sizes: per image (height, width) in pixels; cells that lie wholly in the padding
+            outside are left aside, points are clipped to the image.
+
+    Returns:
+        (N, K, 3) float32 x, y in network-input pixels and score in (0, 1]; a map that is nowhere
+        above 0 has the least score.
+    """
+    num_images, num_types, height, width = maps.shape
+    if num_images == 0:
+        return maps.new_zeros((0, num_types, 3), dtype=torch.float32)
+    maps = maps.float()
+    shown = maps
+    if image_sizes is not None:
+        inside = _cells_inside(image_sizes, (height, width), stride, maps.device)[:, None]
+        shown = torch.where(inside, maps, -math.inf)
+    values, cells = shown.flatten(2).max(dim=2)
+    grid = torch.meshgrid(
+        torch.arange(num_images, device=maps.device),
+        torch.arange(num_types, device=maps.device),
+        indexing="ij",
+    )
+    image, types, cells = (x.flatten() for x in (*grid, cells))
+    rows, columns = cells // width, cells % width
+    x, rise_x = _log_parabola(maps, image, types, rows, columns, axis=1)
+    y, rise_y = _log_parabola(maps, image, types, rows, columns, axis=0)
+    points = torch.stack([columns + 0.5 + x, rows + 0.5 + y], dim=1) * stride
+    points = points.view(num_images, num_types, 2)
+    if image_sizes is not None:
+        limits = torch.tensor([tuple(s)[::-1] for s in image_sizes], device=maps.device)
+        points = torch.minimum(points, limits[:, None].to(points))
+    scores = values * (rise_x + rise_y).exp().view_as(values)
+    scores = scores.clamp(LEAST_SCORE, 1)
+    return torch.cat([points, scores[..., None]], dim=2)
 
 
 def _cells_inside(

@@ -150,7 +150,7 @@ class PeopleCrop(T.Augmentation):
             ValueError: a value that is not possible.
         """
         super().__init__()
-        low, high = _bounds(scale_factor)
+        low, high = check_bounds(scale_factor)
         if center not in CENTERS:
             raise ValueError(f"INPUT.CROP_CENTER is {center!r}; choose one of {', '.join(CENTERS)}")
         if size < 1:
@@ -212,7 +212,8 @@ def _middle(box: np.ndarray) -> np.ndarray:
     return (box[:2] + box[2:]) / 2
 
 
-def _bounds(factors: Sequence[float]) -> tuple[float, float]:
+def check_bounds(factors: Sequence[float]) -> tuple[float, float]:
+    """The two factors of INPUT.SCALE_FACTOR; a ValueError if they are no bounds."""
     if len(factors) != 2 or not 0 < factors[0] <= factors[1]:
         raise ValueError(
             f"INPUT.SCALE_FACTOR is {tuple(factors)}: the least and the largest factor are needed, "

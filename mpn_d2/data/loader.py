@@ -29,6 +29,7 @@ from mpn_d2.data.association import (
 from mpn_d2.data.association_noise import AssociationAugmentation
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts
+from mpn_d2.data.person_crops import SinglePersonMapper, training_people
 from mpn_d2.structures.skeleton import get_skeleton
 
 # Batches that aspect-ratio grouping reorders among themselves; one of them may be mixed.
@@ -36,15 +37,17 @@ GROUPING_WINDOW = 16
 
 
 def build_pose_train_loader(cfg: CfgNode, start: int = 0) -> Iterable[list[dict]]:
-    """Endless batches of DATASETS.TRAIN, of people alone where `trains_without_images`.
+    """Endless batches of DATASETS.TRAIN: images, or crops of a person each with
+    SINGLE_PERSON.ENABLED, or people without images where `trains_without_images`.
 
     Args:
         cfg: of one stage.
         start: batches that were already trained on; the stream goes on exactly there.
 
     Returns:
-        Iterable of lists of what `PoseDatasetMapper` or `build_association_samples` makes; process
-        r of n gets every n-th entry of a batch from r on.
+        Iterable of lists of what `PoseDatasetMapper`, `SinglePersonMapper` or
+        `build_association_samples` makes; process r of n gets every n-th entry of a batch from r
+        on.
 
     Raises:
         ValueError: nothing to train on, or a batch that does not divide among the processes.
@@ -71,8 +74,13 @@ def build_pose_train_loader(cfg: CfgNode, start: int = 0) -> Iterable[list[dict]
             augment=AssociationAugmentation.from_config(cfg),
             growing_iters=cfg.MODEL.PRN.GROWING_ITERS,
         )
+    if cfg.SINGLE_PERSON.ENABLED:
+        dicts, mapper = training_people(cfg, dicts), SinglePersonMapper(cfg, is_train=True)
+    else:
+        mapper = PoseDatasetMapper(cfg, is_train=True)
     # Crops are all of one size: nothing to group.
-    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING and cfg.INPUT.AUGMENTATION != "crop"
+    crops = cfg.SINGLE_PERSON.ENABLED or cfg.INPUT.AUGMENTATION == "crop"
+    grouped = cfg.DATALOADER.ASPECT_RATIO_GROUPING and not crops
     order = StreamOrder(
         size=len(dicts),
         batch_size=batch_size,
@@ -81,7 +89,7 @@ def build_pose_train_loader(cfg: CfgNode, start: int = 0) -> Iterable[list[dict]
     )
     return build_image_loader(
         dicts,
-        PoseDatasetMapper(cfg, is_train=True),
+        mapper,
         order,
         start=start,
         num_workers=cfg.DATALOADER.NUM_WORKERS,

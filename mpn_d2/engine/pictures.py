@@ -17,9 +17,16 @@ from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase
 from torch import nn
 
+from mpn_d2.codecs.heatmap import decode_highest
 from mpn_d2.modeling.assembly.grid_evidence import GridEvidence
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
-from mpn_d2.utils.target_pictures import draw_grids, draw_predictions, draw_targets, stack
+from mpn_d2.utils.target_pictures import (
+    draw_crop,
+    draw_grids,
+    draw_predictions,
+    draw_targets,
+    stack,
+)
 from mpn_d2.utils.visualize import write_png
 
 FOLDER = "pictures"
@@ -45,10 +52,11 @@ def build_picture_hook(cfg: CfgNode, *, to_events: bool) -> PictureHook | None:
 
 
 class PictureHook(HookBase):
-    """Draws the first images (or people of the assembly) of the batch just trained on.
+    """Draws the first images (or people) of the batch just trained on.
 
-    For models with an `assembler` and, where images train, a `keypoint_head`. The training goes on
-    as if nothing had been drawn: see `undisturbed`.
+    For models with an `assembler` and, where images train, a `keypoint_head`, or with the latter
+    alone where crops of people train. The training goes on as if nothing had been drawn: see
+    `undisturbed`.
     """
 
     def __init__(
@@ -144,6 +152,9 @@ def draw_batch(
         if not isinstance(model.assembler.evidence, GridEvidence):
             return []
         return [("people", _draw_people(model, batch[:MOST_PEOPLE], skeleton))]
+    if not hasattr(model, "assembler"):
+        pictures = [draw_crop_pair(model, x, skeleton, image_format) for x in batch[:MOST_PEOPLE]]
+        return [("people", stack(pictures))]
     images = [x for x in batch[:MOST_IMAGES] if "image" in x]
     # A batch may hold an image twice, differently augmented; an id may be any text.
     return [
@@ -180,6 +191,24 @@ def _draw_image(model: nn.Module, x: dict, skeleton: Skeleton, image_format: str
     )
     below = draw_predictions(image, result["instances"], skeleton, maps[0], head.stride)
     return stack([above, below])
+
+
+def draw_crop_pair(
+    model: nn.Module, x: dict, skeleton: Skeleton, image_format: str, *, predict: bool = True
+) -> np.ndarray:
+    """Target and, with `predict`, prediction beside it, of a crop that a person is trained on."""
+    image = convert_image_to_rgb(x["image"].permute(1, 2, 0), image_format)
+    head, tensor = model.keypoint_head, model.preprocess_image([x]).tensor
+    size = tuple(-(-side // head.stride) for side in tensor.shape[-2:])
+    target = model.make_targets([x], size).maps[0]
+    joints = x["instances"].gt_keypoints.tensor
+    joints = joints[0] if len(joints) else torch.zeros(skeleton.num_keypoints, 3)
+    pictures = [draw_crop(image, joints, skeleton, target, head.stride, "target")]
+    if predict:
+        maps = head.layers(model.backbone(tensor)).maps
+        found = decode_highest(maps, head.stride, [tuple(x["image"].shape[-2:])])[0]
+        pictures.append(draw_crop(image, found, skeleton, maps[0], head.stride, "predicted"))
+    return np.concatenate(pictures, axis=1)
 
 
 def _draw_people(model: nn.Module, samples: list[dict], skeleton: Skeleton) -> np.ndarray:

@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts
 from mpn_d2.data.loader import build_pose_train_loader
+from mpn_d2.data.person_crops import SinglePersonMapper, people_to_evaluate
 from mpn_d2.engine.assembly_evaluation import evaluate_annotations, evaluates_annotations
 from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
@@ -107,7 +108,16 @@ class PoseTrainer(DefaultTrainer):
         full_size: bool = False,
         with_annotations: bool = False,
     ) -> Iterable[list[dict]]:
-        """Images of a dataset one by one, resized for testing unless `full_size`."""
+        """Images of a dataset one by one, resized for testing unless `full_size`; or crops of its
+        people, with SINGLE_PERSON.ENABLED."""
+        dicts = load_pose_dicts([dataset_name], is_train=False)
+        if cfg.SINGLE_PERSON.ENABLED:
+            return build_detection_test_loader(
+                people_to_evaluate(cfg, dicts),
+                mapper=SinglePersonMapper(cfg, is_train=False),
+                num_workers=cfg.DATALOADER.NUM_WORKERS,
+                batch_size=cfg.SINGLE_PERSON.TEST_BATCH,
+            )
         cfg = cfg.clone()
         cfg.defrost()
         if full_size:
@@ -115,7 +125,7 @@ class PoseTrainer(DefaultTrainer):
         if with_annotations:
             cfg.EVAL.BOX_SOURCE = "gt"
         return build_detection_test_loader(
-            load_pose_dicts([dataset_name], is_train=False),
+            dicts,
             mapper=PoseDatasetMapper(cfg, is_train=False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,
         )

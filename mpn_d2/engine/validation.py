@@ -17,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper, build_augmentations
 from mpn_d2.data.datasets import load_pose_dicts
 from mpn_d2.data.loader import association_samples, trains_without_images
+from mpn_d2.data.person_crops import SinglePersonMapper, training_people
 
 
 @torch.no_grad()
@@ -24,10 +25,10 @@ def validation_loss(cfg: CfgNode, model: nn.Module) -> float:
     """Mean of the summed losses of the training parts over DATASETS.TEST.
 
     The mean runs over the images that training would keep, resized as at test time and without
-    augmentation, or over the people while only the assembly trains. Norm layers use their running
-    statistics, dropout is off, and no buffer of the model changes. With several processes,
-    losses that are normalised over all processes see as many images at once as there are
-    processes, so that the value depends on their number.
+    augmentation, or over the people while only the assembly trains or each has a crop. Norm layers
+    use their running statistics, dropout is off, and no buffer of the model changes. With several
+    processes, losses that are normalised over all processes see as many images at once as there
+    are processes, so that the value depends on their number.
 
     Args:
         cfg: of one stage.
@@ -80,12 +81,16 @@ def _build_batches(cfg: CfgNode) -> tuple[Iterator[list[dict]], int]:
         step = cfg.SOLVER.IMS_PER_BATCH
         batches = [people[first : first + step] for first in range(0, len(people), step)]
         return (batches[i] for i in _equal_share(len(batches))), len(batches)
+    if cfg.SINGLE_PERSON.ENABLED:
+        dicts, mapper = training_people(cfg, dicts), SinglePersonMapper(cfg, is_train=False)
+    else:
+        mapper = PoseDatasetMapper(
+            cfg, is_train=True, augmentations=build_augmentations(cfg, is_train=False)
+        )
     # One image at a time: the padding of a batch would enter the loss.
     loader = build_detection_test_loader(
         dicts,
-        mapper=PoseDatasetMapper(
-            cfg, is_train=True, augmentations=build_augmentations(cfg, is_train=False)
-        ),
+        mapper=mapper,
         sampler=_equal_share(len(dicts)),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )

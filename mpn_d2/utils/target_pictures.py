@@ -12,7 +12,7 @@ import cv2
 import matplotlib
 import numpy as np
 import torch
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 
 from mpn_d2.structures.skeleton import Skeleton
 from mpn_d2.utils.visualize import draw_annotations, draw_people
@@ -24,6 +24,8 @@ CROWD_COLOR = (255, 255, 255)
 _TINT = 0.45
 _CAPTION_HEIGHT = 20
 _GAP = 4
+# Pixels that the picture of a crop is wide, about.
+_CROP_WIDTH = 384
 # Pixels a side that a cell of a grid is drawn with.
 _GRID_SCALE = 4
 
@@ -101,6 +103,38 @@ def draw_predictions(
             f"predicted: heatmaps, largest {heatmap.max():.2f}",
             "predicted: person mask",
         ],
+    )
+
+
+def draw_crop(
+    image_rgb: np.ndarray,
+    joints: torch.Tensor,
+    skeleton: Skeleton,
+    heatmaps: torch.Tensor,
+    stride: int,
+    title: str,
+) -> np.ndarray:
+    """The one person of a crop | heatmaps, enlarged.
+
+    Args:
+        image_rgb: (H, W, 3) uint8, the crop.
+        joints: (K, 3) x, y and visibility or score, pixels of the crop; drawn where that is over
+            0.05.
+        skeleton: of the joints.
+        heatmaps: (K, h, w); the padding is cut off.
+        stride: pixels a side of a cell.
+        title: first word of the captions.
+    """
+    times = max(_CROP_WIDTH // image_rgb.shape[1], 1)
+    large = image_rgb.repeat(times, axis=0).repeat(times, axis=1)
+    person = Instances(large.shape[:2])
+    person.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, large.shape[1], large.shape[0]]]))
+    person.scores = torch.ones(1)
+    person.pred_keypoints = joints.detach().cpu()[None] * torch.tensor([times, times, 1.0])
+    largest = heatmaps.amax(dim=0)
+    return join(
+        [draw_people(large, person, skeleton), draw_heatmap(large, largest, stride * times)],
+        [f"{title}: joints", f"{title}: heatmaps, largest {largest.max():.2f}"],
     )
 
 

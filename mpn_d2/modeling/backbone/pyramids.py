@@ -76,7 +76,8 @@ class AnyStrideFPN(FPN):
 class PosePyramids(Backbone):
     """Bottom-up network, keypoint FPN (k levels) and person FPN (p levels).
 
-    With `shared`, one FPN from the finest keypoint level up serves both.
+    With `shared`, one FPN from the finest keypoint level up serves both. Without
+    `person_in_features` there is no person FPN.
     """
 
     @configurable
@@ -96,6 +97,7 @@ class PosePyramids(Backbone):
             bottom_up: gives the named features, fine to coarse.
             keypoint_in_features: features under the keypoint pyramid.
             person_in_features: features under the person pyramid; p6 and p7 come from the last.
+                Empty: no person pyramid.
             out_channels, norm, fuse_type: as Detectron2's FPN.
             shared: one pyramid for both.
         """
@@ -107,19 +109,23 @@ class PosePyramids(Backbone):
                     f"the bottom-up network has no feature {name!r}, only {list(shapes)}: set "
                     "MODEL.RESNETS.OUT_FEATURES to all features that MODEL.POSE_FPN names"
                 )
-        last = person_in_features[-1]
+        last = person_in_features[-1] if person_in_features else None
         common = {"out_channels": out_channels, "norm": norm, "fuse_type": fuse_type}
-        top_block = LastLevelP6P7(shapes[last].channels, out_channels, in_feature=last)
+        top_block = None
+        if last is not None:
+            top_block = LastLevelP6P7(shapes[last].channels, out_channels, in_feature=last)
         self.bottom_up = bottom_up
+        self.fpn = self.keypoint_fpn = self.person_fpn = None
         if shared:
             if keypoint_in_features[-1] != last:
                 raise ValueError("a shared pyramid needs the same coarsest feature for both parts")
             self.fpn = _build_fpn(shapes, keypoint_in_features, top_block=top_block, **common)
-            self.keypoint_fpn = self.person_fpn = None
         else:
-            self.fpn = None
             self.keypoint_fpn = _build_fpn(shapes, keypoint_in_features, **common)
-            self.person_fpn = _build_fpn(shapes, person_in_features, top_block=top_block, **common)
+            if last is not None:
+                self.person_fpn = _build_fpn(
+                    shapes, person_in_features, top_block=top_block, **common
+                )
         self._num_keypoint_only = len(keypoint_in_features) - len(person_in_features)
         self._num_keypoint = len(keypoint_in_features)
         self._size_divisibility = max(shapes[n].stride for n in keypoint_in_features)
@@ -166,7 +172,7 @@ class PosePyramids(Backbone):
         result = {}
         if keypoint:
             result.update({f"k{n[1:]}": f for n, f in self.keypoint_fpn(features).items()})
-        if person:
+        if person and self.person_fpn is not None:
             if detach_person:
                 features = {name: feature.detach() for name, feature in features.items()}
             result.update(self.person_fpn(features))
@@ -181,7 +187,9 @@ class PosePyramids(Backbone):
 
     def person_modules(self) -> list[nn.Module]:
         """What belongs to person detection alone (trained in the person stage)."""
-        return [self.person_fpn if self.fpn is None else self.fpn.top_block]
+        if self.fpn is not None:
+            return [self.fpn.top_block]
+        return [] if self.person_fpn is None else [self.person_fpn]
 
     def keypoint_modules(self) -> list[nn.Module]:
         """The keypoint pyramid alone; of a shared pyramid all but its p6 and p7."""
@@ -198,7 +206,7 @@ class PosePyramids(Backbone):
         if self.fpn is not None:
             return self._split_shared(self.fpn.output_shape())
         keypoint = {f"k{n[1:]}": s for n, s in self.keypoint_fpn.output_shape().items()}
-        return {**keypoint, **self.person_fpn.output_shape()}
+        return {**keypoint, **(self.person_fpn.output_shape() if self.person_fpn else {})}
 
 
 def _build_fpn(

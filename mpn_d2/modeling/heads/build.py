@@ -17,10 +17,17 @@ and has `layers(features)`, `make_targets(...)`, `losses(outputs, targets)` and
 """
 
 
-def build_keypoint_heatmap_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """Builds the head named by MODEL.KP_SUBNET.NAME; a ValueError names the known ones."""
+def build_keypoint_heatmap_head(
+    cfg: CfgNode, input_shape: dict[str, ShapeSpec], **options: object
+) -> nn.Module:
+    """Builds the head named by MODEL.KP_SUBNET.NAME; a ValueError names the known ones.
+
+    Args:
+        cfg, input_shape: see the registry.
+        options: arguments of the head that no key sets.
+    """
     name = cfg.MODEL.KP_SUBNET.NAME
     if name not in KEYPOINT_HEATMAP_HEAD_REGISTRY:
         known = ", ".join(sorted(key for key, _ in KEYPOINT_HEATMAP_HEAD_REGISTRY))
         raise ValueError(f"MODEL.KP_SUBNET.NAME is {name!r}; choose one of {known}")
-    return KEYPOINT_HEATMAP_HEAD_REGISTRY.get(name)(cfg, input_shape)
+    return KEYPOINT_HEATMAP_HEAD_REGISTRY.get(name)(cfg, input_shape, **options)

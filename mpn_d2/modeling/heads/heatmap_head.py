@@ -49,6 +49,7 @@ class HeatmapHead(nn.Module):
         *,
         input_shape: dict[str, ShapeSpec],
         num_keypoints: int,
+        person_mask: bool = True,
         upsample: str = "nearest",
         intermediate_weight: float = 1.0,
         final_weight: float = 1.0,
@@ -66,6 +67,8 @@ class HeatmapHead(nn.Module):
             input_shape: the levels that the head reads, fine to coarse, name to channels and
                 stride; the maps come out at the first one's stride.
             num_keypoints: K; K + 1 maps are predicted.
+            person_mask: False: K maps are, without the person mask; targets are then those of
+                `make_keypoint_targets`, and `inference` is not for such maps.
             upsample: of coarser levels to the finest, see MODEL.KP_SUBNET.
             intermediate_weight, final_weight: loss weights; 0 intermediate drops its layers.
             mask_seg: the ignore region also masks the person mask channel.
@@ -82,6 +85,7 @@ class HeatmapHead(nn.Module):
         self.in_features = list(input_shape)
         self.stride = input_shape[self.in_features[0]].stride
         self.num_keypoints = num_keypoints
+        self.num_maps = num_keypoints + int(person_mask)
         self.upsample = upsample
         self.intermediate_weight = intermediate_weight
         self.final_weight = final_weight
@@ -121,8 +125,8 @@ class HeatmapHead(nn.Module):
         raise NotImplementedError
 
     def _map_conv(self, in_channels: int) -> Conv2d:
-        """The 1x1 convolution from features to K + 1 linear maps."""
-        conv = Conv2d(in_channels, self.num_keypoints + 1, kernel_size=1)
+        """The 1x1 convolution from features to the linear maps."""
+        conv = Conv2d(in_channels, self.num_maps, kernel_size=1)
         # Small weights: heatmaps are almost everywhere 0 at the start, like their targets.
         nn.init.normal_(conv.weight, std=0.01)
         nn.init.zeros_(conv.bias)
@@ -168,6 +172,19 @@ class HeatmapHead(nn.Module):
         weight = keep * (1 + self.peak_weight * heatmaps)
         loss_mask = torch.cat([weight, self.mask_weight * keep_mask], dim=1)
         return HeatmapTargets(maps=torch.cat([heatmaps, person], dim=1), loss_mask=loss_mask)
+
+    @torch.no_grad()
+    def make_keypoint_targets(
+        self, gt_keypoints: list[torch.Tensor], size: tuple[int, int]
+    ) -> HeatmapTargets:
+        """Targets of a head without the person mask: maps and loss_mask are (N, K, H, W).
+
+        Nothing is ignored. Arguments as for `make_targets`.
+        """
+        heatmaps = encode_heatmaps(
+            gt_keypoints, self.num_keypoints, size, self.stride, self.sigma, self.cut, self.merge
+        )
+        return HeatmapTargets(maps=heatmaps, loss_mask=1 + self.peak_weight * heatmaps)
 
     def losses(self, outputs: HeatmapOutputs, targets: HeatmapTargets) -> dict[str, torch.Tensor]:
         """Masked L2 on the final maps and, upsampled, on those of every level (spec section 8)."""

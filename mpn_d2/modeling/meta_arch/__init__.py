@@ -1,4 +1,5 @@
 from mpn_d2.modeling.meta_arch.multiposenet import MultiPoseNet
 from mpn_d2.modeling.meta_arch.pose_assembly import PoseAssembly
+from mpn_d2.modeling.meta_arch.single_person import SinglePersonNet
 
-__all__ = ["MultiPoseNet", "PoseAssembly"]
+__all__ = ["MultiPoseNet", "PoseAssembly", "SinglePersonNet"]
