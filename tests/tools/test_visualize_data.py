@@ -97,6 +97,20 @@ def test_assembly_draws_people_without_any_image(draw, register_coco, sample_dir
     assert {name.split("_")[0] for name in pictures} <= ids
 
 
+def test_crops_of_people_show_joints_and_heatmaps(tool, tmp_path):
+    config = REPO / "configs" / "quick" / "single_person_drawn.yaml"
+    arguments = ["--config-file", str(config), "--output", str(tmp_path), "--images", "3"]
+    arguments += ["--stage", "keypoint", "--dataset", "coco_sample_two"]
+    tool.main(tool.parse_args([*arguments, "SINGLE_PERSON.SIZE", "(96, 64)", *SMALL]))
+    pictures = sorted(tmp_path.glob("*_person*.png"))
+    assert len(pictures) == 3
+    for path in pictures:
+        # Six times as large.
+        joints, heat = np.split(np.asarray(Image.open(path)).astype(int)[CAPTION:], [386], axis=1)
+        assert joints.shape[0] == 6 * 96 and heat.shape[1] == 6 * 64 + 2
+        assert (heat.sum(axis=2) > 550).any(), "peaks"
+
+
 def test_mistakes_are_named(draw):
     with pytest.raises(ValueError, match="unknown --stage box"):
         draw("box", 1)
