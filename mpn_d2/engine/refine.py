@@ -82,7 +82,7 @@ def _check(cfg: CfgNode, own: CfgNode) -> None:
             raise ValueError(f"INPUT.FORMAT is {format_!r}: refinement needs RGB or BGR")
 
 
-class PoseRefiner:
+class PoseRefiner(nn.Module):
     """Looks at the boxes of a result one by one and merges the poses seen there into it.
 
     `merge` says how the two poses of a box become one: "pool" keeps both, as two people with the
@@ -114,6 +114,7 @@ class PoseRefiner:
             box_score_thresh: boxes with a lower score stay as they are.
             swap_channels: the model takes RGB where the images are BGR, or the other way round.
         """
+        super().__init__()
         self.model = model
         self.size = tuple(size)
         self.margin = margin
@@ -122,7 +123,7 @@ class PoseRefiner:
         self.swap_channels = swap_channels
 
     @torch.no_grad()
-    def __call__(self, images: list[torch.Tensor], instances: list[Instances]) -> list[Instances]:
+    def forward(self, images: list[torch.Tensor], instances: list[Instances]) -> list[Instances]:
         """Refines the people of each image; a box's pose does not depend on the others.
 
         Args:

@@ -18,7 +18,7 @@ def test_gaussians_come_back_exactly() -> None:
     found = decode_highest(maps, STRIDE, [(71, 97)] * 3)
     assert found.shape == (3, K, 3) and torch.equal(maps, before)
     torch.testing.assert_close(found[..., :2], points[:, 0, :, :2], atol=0.05, rtol=0)
-    assert ((found[..., 2] > 0.85) & (found[..., 2] <= 1)).all()
+    assert ((found[..., 2] > 0.97) & (found[..., 2] <= 1)).all()
     # Where there is one peak a map, both ways of reading it agree.
     for n, candidates in enumerate(decode_heatmaps(maps, STRIDE, 0.1, 5, [(71, 97)] * 3)):
         assert candidates.types.tolist() == list(range(K))
@@ -41,7 +41,7 @@ def test_scores_are_in_bounds_for_any_map() -> None:
     maps = torch.stack([torch.full((1, 5, 5), v) for v in (-3.0, 0.0, 1e-9, 0.5, 7.0)])
     found = decode_highest(maps, STRIDE)
     assert ((found[..., 2] > 0) & (found[..., 2] <= 1)).all() and found.isfinite().all()
-    assert found[3, 0, 2] == 0.5 and found[4, 0, 2] == 1
+    torch.testing.assert_close(found[3:, 0, 2], torch.tensor([0.5, 1.0]))
     assert ((found[..., :2] >= 0) & (found[..., :2] <= 20)).all()
     assert decode_highest(maps[:0], STRIDE, []).shape == (0, 1, 3)
     # Too few cells for a parabola.

@@ -156,7 +156,7 @@ def test_joints_come_back_to_the_image(model, monkeypatch):
         error = (found.pred_keypoints[0, :, :2] - points).norm(dim=1).max()
         assert error * scale < 0.05, "pixels of the crop"
         scores = found.pred_keypoints[0, :, 2]
-        assert (scores > 0.7).all() and (scores <= 1).all()
+        assert (scores > 0.95).all() and (scores <= 1).all()
         torch.testing.assert_close(found.pose_scores, scores.mean()[None])
         assert torch.equal(found.pred_boxes.tensor[0], x["box"])
         assert found.scores.tolist() == [1] and found.pred_classes.tolist() == [0]
