@@ -86,12 +86,12 @@ def _add_refinement_keys(cfg: CN) -> None:
     cfg.REFINE.CONFIG = ""
     # Its checkpoint.
     cfg.REFINE.WEIGHTS = ""
-    # How its pose and the first one of a box become one: pool (both stay, two people; combine with
-    # OKS_NMS) [paper] | replace | average (joint by joint, weighted by score) | fill (joints that
-    # the first pose lacks). [ours]
-    cfg.REFINE.MERGE = "pool"
+    # How its pose and the first one of a box become one: average (joint by joint, where they agree)
+    # [ours] | fill (joints that the first pose lacks) [ours] | replace [ours] | pool (both stay, as
+    # two people: combine with OKS_NMS) [paper].
+    cfg.REFINE.MERGE = "average"
     # Only boxes with at least this score are refined. [ours]
-    cfg.REFINE.BOX_SCORE_THRESH = 0.05
+    cfg.REFINE.BOX_SCORE_THRESH = 0.2
 
 
 def _add_single_person_keys(cfg: CN) -> None:

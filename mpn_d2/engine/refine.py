@@ -8,7 +8,7 @@ Letters: P people of one image, K keypoint types. Frame: the images as given, co
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,9 +20,13 @@ from mpn_d2.config import load_config
 from mpn_d2.data.person_crops import CropTransform, crop_matrix, has_area
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.structures.oks import AREA_OF_BOX, joint_similarity
 from mpn_d2.structures.skeleton import get_skeleton
 
-MERGES = ("pool", "replace", "average", "fill")
+MERGES = ("average", "fill", "replace", "pool")
+# Two places of a joint are about the same from this OKS of the joint on. On drawn people 0.1 to 0.7
+# make half a point of AP, and averaging all joints loses three (docs/recipe.md).
+SAME_PLACE = 0.1
 FORMATS = ("RGB", "BGR")
 
 
@@ -32,7 +36,8 @@ def build_refiner(cfg: CfgNode) -> PoseRefiner | None:
     Raises:
         FileNotFoundError: the config or weights are missing; names the key.
         ValueError: a config of no single-person network or of another skeleton, weights that do
-            not fit it, an unknown MERGE or a threshold out of 0 to 1; names the key.
+            not fit it, an unknown MERGE, pool without OKS_NMS, or a threshold out of 0 to 1; names
+            the key.
     """
     refine = cfg.REFINE
     if refine.MERGE not in MERGES:
@@ -41,6 +46,10 @@ def build_refiner(cfg: CfgNode) -> PoseRefiner | None:
         raise ValueError(f"REFINE.BOX_SCORE_THRESH is {refine.BOX_SCORE_THRESH}: give 0 to 1")
     if not refine.CONFIG:
         return None
+    if refine.MERGE == "pool" and cfg.OKS_NMS.MODE == "none":
+        raise ValueError(
+            "REFINE.MERGE pool leaves two people in each box: set OKS_NMS.MODE hard or soft"
+        )
     if not refine.WEIGHTS:
         raise ValueError(f"REFINE.WEIGHTS is empty: give the checkpoint of {refine.CONFIG}")
     try:
@@ -58,6 +67,7 @@ def build_refiner(cfg: CfgNode) -> PoseRefiner | None:
         model,
         size=own.SINGLE_PERSON.SIZE,
         margin=own.SINGLE_PERSON.MARGIN,
+        sigmas=get_skeleton(own.MODEL.SKELETON).sigmas,
         merge=refine.MERGE,
         box_score_thresh=refine.BOX_SCORE_THRESH,
         swap_channels=own.INPUT.FORMAT != cfg.INPUT.FORMAT,
@@ -85,15 +95,18 @@ def _check(cfg: CfgNode, own: CfgNode) -> None:
 class PoseRefiner(nn.Module):
     """Looks at the boxes of a result one by one and merges the poses seen there into it.
 
-    `merge` says how the two poses of a box become one: "pool" keeps both, as two people with the
-    same box and box score, for OKS-NMS to choose; "replace" takes the network's; "average" takes,
-    joint by joint, the mean of both places weighted by their scores, and the mean score; "fill"
-    takes the network's where the first pose has no joint (score 0). A box without any first pose
-    gets the network's in all four.
+    `merge` says how the two poses of a box become one:
 
-    A pose is rated as the first one was, with the mean of its own joints' scores in place of that
-    of the first pose's (missing ones 0), so that both compare: pose_scores times the ratio of the
-    means; where there was no first pose, its mean times the box score.
+    - "average", joint by joint: where both are about in the same place, the mean weighted by
+      their scores, with the mean score; else the one with the higher score;
+    - "fill": the network's where the first pose has no joint (score 0);
+    - "replace": the network's;
+    - "pool": both stay, as two people with the same box and box score. OKS-NMS is to choose.
+
+    A box without any first pose gets the network's in all four. A pose is rated as the first one
+    was, times how much higher its joints score than the first one's, on joints that that one has:
+    a second box of somebody, to which the assembly gave few joints, stays rated low, though the
+    network sees a whole person there. Without a first pose: the joints' mean times the box score.
     """
 
     def __init__(
@@ -102,7 +115,8 @@ class PoseRefiner(nn.Module):
         *,
         size: tuple[int, int],
         margin: float,
-        merge: str = "pool",
+        sigmas: Sequence[float],
+        merge: str = "average",
         box_score_thresh: float = 0.0,
         swap_channels: bool = False,
     ) -> None:
@@ -110,6 +124,7 @@ class PoseRefiner(nn.Module):
         Args:
             model: takes crops as SinglePersonMapper makes them at test time; in evaluation mode.
             size, margin: of the crops, see SINGLE_PERSON.
+            sigmas: (K,) OKS constants of the skeleton.
             merge: see above.
             box_score_thresh: boxes with a lower score stay as they are.
             swap_channels: the model takes RGB where the images are BGR, or the other way round.
@@ -118,6 +133,7 @@ class PoseRefiner(nn.Module):
         self.model = model
         self.size = tuple(size)
         self.margin = margin
+        self.sigmas = torch.tensor(tuple(sigmas), dtype=torch.float32)
         self.merge = merge
         self.box_score_thresh = box_score_thresh
         self.swap_channels = swap_channels
@@ -188,7 +204,8 @@ class PoseRefiner(nn.Module):
         index = torch.tensor(rows, device=people.scores.device)
         first = people[index]
         seen = torch.stack(poses).to(first.pred_keypoints)
-        joints = merge_joints(first.pred_keypoints, seen, self.merge)
+        areas = first.pred_boxes.area() * AREA_OF_BOX
+        joints = merge_joints(first.pred_keypoints, seen, self.merge, areas, self.sigmas.to(areas))
         scores = rate_again(first, joints)
         if self.merge == "pool":
             has_pose = (first.pred_keypoints[..., 2] > 0).any(dim=1)
@@ -198,12 +215,21 @@ class PoseRefiner(nn.Module):
         return _with(people, index, joints, scores)
 
 
-def merge_joints(first: torch.Tensor, seen: torch.Tensor, merge: str) -> torch.Tensor:
+def merge_joints(
+    first: torch.Tensor,
+    seen: torch.Tensor,
+    merge: str,
+    areas: torch.Tensor,
+    sigmas: torch.Tensor,
+) -> torch.Tensor:
     """Two poses of each person as one, see PoseRefiner; "pool" and "replace" give the second.
 
     Args:
         first: (P, K, 3) x, y, score; score 0 where a joint is missing or a guess.
         seen: (P, K, 3), every score over 0.
+        merge: of MERGES.
+        areas: (P,) of the people, square pixels.
+        sigmas: (K,) OKS constants.
     """
     if merge in ("pool", "replace"):
         return seen.clone()
@@ -213,14 +239,18 @@ def merge_joints(first: torch.Tensor, seen: torch.Tensor, merge: str) -> torch.T
     share = seen[..., 2:] / (first[..., 2:] + seen[..., 2:])
     points = first[..., :2] + share * (seen[..., :2] - first[..., :2])
     mean = torch.cat([points, (first[..., 2:] + seen[..., 2:]) / 2], dim=-1)
-    return torch.where(missing, seen, mean)
+    better = torch.where(seen[..., 2:] > first[..., 2:], seen, first)
+    near = joint_similarity(first, seen, areas, sigmas)[..., None] > SAME_PLACE
+    return torch.where(missing, seen, torch.where(near, mean, better))
 
 
 def rate_again(first: Instances, joints: torch.Tensor) -> torch.Tensor:
     """(P,) pose scores of new joints (P, K, 3) of these people, see PoseRefiner."""
-    before = first.pred_keypoints[..., 2].mean(dim=1)
-    factor = torch.where(before > 0, first.pose_scores / before, first.scores)
-    return (factor * joints[..., 2].mean(dim=1)).clamp(0, 1)
+    before, after = first.pred_keypoints[..., 2], joints[..., 2]
+    has = before > 0
+    ratio = (after * has).sum(dim=1) / before.sum(dim=1)
+    anew = first.scores * after.mean(dim=1)
+    return torch.where(has.any(dim=1), first.pose_scores * ratio, anew).clamp(0, 1)
 
 
 def _with(

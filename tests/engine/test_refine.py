@@ -11,13 +11,15 @@ from detectron2.structures import Boxes, Instances
 
 from mpn_d2.codecs.heatmap import encode_heatmaps
 from mpn_d2.engine.checkpoint import PoseCheckpointer
-from mpn_d2.engine.refine import PoseRefiner, build_refiner, merge_joints
+from mpn_d2.engine.refine import PoseRefiner, build_refiner, merge_joints, rate_again
 from mpn_d2.structures.outputs import HeatmapOutputs
+from mpn_d2.structures.skeleton import get_skeleton
 
 CONFIG = "quick/single_person_drawn.yaml"
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FILE = str(CONFIGS / CONFIG)
 K = 17
+SIGMAS = get_skeleton("coco").sigmas
 SIZE = (65, 47)
 
 
@@ -77,7 +79,7 @@ class Recorder(torch.nn.Module):
 
 
 def refiner(merge: str = "replace", model=None, **options) -> PoseRefiner:
-    options = {"size": SIZE, "margin": 0.125, "merge": merge, **options}
+    options = {"size": SIZE, "margin": 0.125, "merge": merge, "sigmas": SIGMAS, **options}
     return PoseRefiner(model or Recorder(), **options)
 
 
@@ -157,22 +159,37 @@ def test_pool_keeps_both_poses_of_a_box():
 
 
 def test_joints_merged_by_hand():
-    first = torch.tensor([[[10.0, 20, 0.6], [0, 0, 0], [4, 4, 0]]])
-    seen = torch.tensor([[[16.0, 8, 0.3], [7, 7, 0.2], [9, 9, 0.1]]])
-    assert torch.equal(merge_joints(first, seen, "replace"), seen)
-    filled = merge_joints(first, seen, "fill")
-    assert torch.equal(filled, torch.stack([first[:, 0], seen[:, 1], seen[:, 2]], dim=1))
-    mean = merge_joints(first, seen, "average")
+    """Near joints, far ones (one better here, one there), a missing one and a guess."""
+    first = torch.tensor([[[10.0, 20, 0.6], [50, 50, 0.4], [9, 9, 0.7], [0, 0, 0], [4, 4, 0]]])
+    seen = torch.tensor([[[16.0, 8, 0.3], [90, 20, 0.5], [70, 9, 0.2], [7, 7, 0.2], [9, 9, 0.1]]])
+    # At area 400 and sigma 0.5, 13.4 pixels have an OKS of exp(-180 / 800) = 0.8, 50 of 0.04.
+    sizes = torch.tensor([400.0]), torch.full((5,), 0.5)
+    assert torch.equal(merge_joints(first, seen, "replace", *sizes), seen)
+    assert torch.equal(merge_joints(first, seen, "pool", *sizes), seen)
+    filled = merge_joints(first, seen, "fill", *sizes)
+    assert torch.equal(filled, torch.cat([first[:, :3], seen[:, 3:]], dim=1))
+    mean = merge_joints(first, seen, "average", *sizes)
     torch.testing.assert_close(mean[0, 0], torch.tensor([12.0, 16.0, 0.45]))
-    assert torch.equal(mean[:, 1:], seen[:, 1:])
+    assert torch.equal(mean[0, 1:], torch.stack([seen[0, 1], first[0, 2], *seen[0, 3:]]))
+    # A smaller person: 13.4 pixels are far.
+    small = merge_joints(first, seen, "average", sizes[0] / 20, sizes[1])
+    assert torch.equal(small[0, 0], first[0, 0])
 
 
-def test_other_factors_of_a_pose_score_stay():
-    """Box times keypoints: 0.9 x 0.5 becomes 0.9 x 0.8; never above 1."""
-    found = people((60, 60), [[5, 5, 20, 40], [5, 5, 50, 40]])
-    found.pose_scores = torch.tensor([0.45, 0.9])
-    (result,) = refiner()([picture((60, 60))], [found])
-    torch.testing.assert_close(result.pose_scores, torch.tensor([0.72, 1.0]))
+def test_ratings_by_hand():
+    """The first one's times the ratio on its own joints, whatever its other factors; at most 1."""
+    found = people((60, 60), [[5, 5, 20, 40], [5, 5, 50, 40], [5, 5, 30, 40]])
+    found.pred_keypoints[0, 3:] = 0
+    found.pose_scores = torch.tensor([0.02, 0.9, 0.0])
+    found.pred_keypoints[2, :, 2] = 0
+    found.scores = torch.tensor([0.9, 0.9, 0.7])
+    joints = torch.full((3, K, 3), 0.8)
+    joints[0, :3, 2] = torch.tensor([0.5, 0.4, 0.3])
+    wanted = torch.tensor([0.02 * 1.2 / 1.5, 1.0, 0.7 * 0.8])
+    torch.testing.assert_close(rate_again(found, joints), wanted)
+    # Nothing is given to her by the refinement of others.
+    (result,) = refiner("fill")([picture((60, 60))], [found])
+    torch.testing.assert_close(result.pose_scores, torch.tensor([0.02, 0.9, 0.7 * 0.8]))
 
 
 def test_what_does_not_belong_together_is_refused():
@@ -221,7 +238,7 @@ def test_a_box_is_refined_alike_alone_and_among_others(checkpoint):
     boxes = [[[3.0, 3, 60, 110], [30, 30, 90, 100]], [[0, 0, 160, 77], [100, 20, 130, 70]]]
     images = [picture(size, i) for i, size in enumerate(sizes)]
     found = [people(size, box) for size, box in zip(sizes, boxes)]
-    refine = PoseRefiner(model, size=(96, 64), margin=0.1, merge="replace")
+    refine = PoseRefiner(model, size=(96, 64), margin=0.1, sigmas=SIGMAS)
     together = refine(images, found)
     for image, x, result in zip(images, found, together, strict=True):
         for row in range(len(x)):
@@ -242,7 +259,8 @@ def test_a_box_is_refined_alike_alone_and_among_others(checkpoint):
         ),
         ({"WEIGHTS": ""}, ValueError, r"REFINE\.WEIGHTS is empty"),
         ({"WEIGHTS": "/none.pth"}, FileNotFoundError, r"REFINE\.WEIGHTS: .*/none\.pth not found"),
-        ({"MERGE": "mean"}, ValueError, r"REFINE\.MERGE is 'mean'; choose one of pool, replace"),
+        ({"MERGE": "mean"}, ValueError, r"REFINE\.MERGE is 'mean'; choose one of average, fill"),
+        ({"MERGE": "pool"}, ValueError, r"REFINE\.MERGE pool .*OKS_NMS\.MODE hard"),
         ({"BOX_SCORE_THRESH": "1.5"}, ValueError, r"REFINE\.BOX_SCORE_THRESH is 1\.5"),
     ],
 )
