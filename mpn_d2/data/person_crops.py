@@ -171,8 +171,18 @@ def training_people(cfg: CfgNode, dicts: list[dict]) -> list[dict]:
 
 
 def people_to_evaluate(cfg: CfgNode, dicts: list[dict]) -> list[dict]:
-    """Everybody's box, or with EVAL.GT_BOX_FILTER that of people with labelled keypoints."""
-    return people_samples(dicts, min_keypoints=1, everybody=not cfg.EVAL.GT_BOX_FILTER)
+    """Everybody's box, or with EVAL.GT_BOX_FILTER that of people with labelled keypoints.
+
+    Raises:
+        ValueError: there is nobody.
+    """
+    samples = people_samples(dicts, min_keypoints=1, everybody=not cfg.EVAL.GT_BOX_FILTER)
+    if not samples:
+        raise ValueError(
+            "no annotated person in DATASETS.TEST: a single-person network is evaluated in given "
+            "boxes; evaluate the whole network whose poses it refines (REFINE) instead"
+        )
+    return samples
 
 
 class SinglePersonMapper:

@@ -109,6 +109,12 @@ def test_keys_choose_people(cfg: CfgNode, sample: list[dict]) -> None:
         training_people(cfg, sample)
 
 
+def test_nobody_to_evaluate_is_an_error(cfg: CfgNode, sample: list[dict]) -> None:
+    without = [{k: v for k, v in record.items() if k != "annotations"} for record in sample]
+    with pytest.raises(ValueError, match=r"no annotated person in DATASETS\.TEST"):
+        people_to_evaluate(cfg, without)
+
+
 def test_targets_are_one_persons_alone(cfg: CfgNode, tmp_path) -> None:
     """Somebody else stands in the same crop; joints outside it are not there."""
     other = square(32, 10, 48, 40, joints=COCO.num_keypoints)
