@@ -17,6 +17,7 @@ from torch import nn
 from mpn_d2.config import load_config
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.engine.refine import build_refiner
 from mpn_d2.engine.suppression import PoseSuppression
 from mpn_d2.engine.tta import Look, merge_looks, pool_people
 from mpn_d2.engine.views import View, Viewer, ViewPlan, build_view_plan
@@ -53,6 +54,7 @@ def build_inference_model(cfg: CfgNode, weights: str) -> nn.Module:
         most_people=cfg.TEST.DETECTIONS_PER_IMAGE,
         flip_indices=skeleton.flip_indices,
         suppression=PoseSuppression(cfg.OKS_NMS.MODE, cfg.OKS_NMS.THRESH, skeleton.sigmas),
+        refiner=build_refiner(cfg),
     ).eval()
 
 

@@ -217,6 +217,34 @@ def test_members_join(build, weights, images, tmp_path):
     assert "crowd.yaml" in message and "MODEL.SKELETON" in message
 
 
+def test_boxes_are_refined_in_the_end(build, images, tmp_path):
+    torch.manual_seed(3)
+    config = tmp_path / "single.yaml"
+    small = ["SINGLE_PERSON.SIZE", "(64, 48)", "MODEL.FPN.OUT_CHANNELS", "16", *SMALL[2:4]]
+    cfg = load_config(str(REPO / "configs" / "quick" / "single_person_drawn.yaml"), small)
+    config.write_text(cfg.dump())
+    PoseCheckpointer(build_model(cfg), str(tmp_path)).save("single")
+    keys = ["REFINE.CONFIG", str(config), "REFINE.WEIGHTS", str(tmp_path / "single.pth")]
+    keys += ["REFINE.BOX_SCORE_THRESH", "0.0"]
+    plain, refined = (
+        build(*k)(inputs(images[0]))[0] for k in (TTA, [*keys, "REFINE.MERGE", "replace"])
+    )
+    for name in ("boxes", "scores", "sem_seg"):
+        assert torch.equal(fields(plain)[name], fields(refined)[name])
+    joints = fields(refined)["keypoints"]
+    assert not torch.allclose(joints, fields(plain)["keypoints"])
+    # Places are those of the image, in the reach of the boxes' crops.
+    boxes = fields(refined)["boxes"]
+    middle, reach = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(1)
+    assert ((joints[..., :2] - middle[:, None]).abs() <= reach[:, None, None]).all()
+    flipped = [*TTA, "TTA.FLIP", "True", "OKS_NMS.MODE", "hard", *keys, "REFINE.MERGE", "pool"]
+    model = build(*flipped)
+    together = model(inputs(*images))
+    for image, result in zip(images, together, strict=True):
+        assert 0 < len(result["instances"]) <= 6
+        assert_same(result, model(inputs(image))[0], 2e-3)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -225,6 +253,9 @@ def test_members_join(build, weights, images, tmp_path):
         ([*TTA, "TTA.FUSION", "poses"], "set OKS_NMS.MODE hard or soft"),
         ([*TTA, "TTA.SCALES", "[-1.0]"], "TTA.SCALES"),
         ([*TTA, "TTA.MAP_SCALE", "9.0"], "TTA.MAP_SCALE is 9.0"),
+        (["REFINE.CONFIG", "x.yaml", "REFINE.MERGE", "pool"], "set OKS_NMS.MODE hard or soft"),
+        (["REFINE.CONFIG", "gone.yaml", "REFINE.WEIGHTS", "x.pth"], "REFINE.CONFIG: .*gone.yaml"),
+        (["REFINE.CONFIG", "x.yaml", "REFINE.MERGE", "mean"], "REFINE.MERGE is 'mean'"),
         (["OKS_NMS.MODE", "off"], "OKS_NMS.MODE is 'off'"),
         (["OKS_NMS.THRESH", "2.0"], "OKS_NMS.THRESH is 2.0"),
         (["TEST.AUG.ENABLED", "True"], "set TTA.ENABLED True"),
@@ -235,7 +266,7 @@ def test_members_join(build, weights, images, tmp_path):
     ],
 )
 def test_keys_that_cannot_be_meant_so(build, options, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
         build(*options)
 
 
