@@ -109,12 +109,16 @@ def main(args: Namespace) -> None:
     read_results(args.output)
     chosen = args.rows or list(rows)
     prepare_data(args.images, runs, args.data_images)
-    config, folder = images.model
-    train_missing(config, runs / folder, args.opts)
+    train_missing(images.model[0], runs / images.model[1], args.opts)
     text = " ".join(word for row in chosen for word in rows[row])
-    for name, folder in filter(None, (images.member, images.refiner)):
-        if name in text:
-            train_missing(name, runs / folder, args.opts)
+    if images.member[0] in text:
+        name, folder = images.member
+        train_missing(name, runs / folder, args.opts)
+    if images.refiner is not None and images.refiner[0] in text:
+        # Its trunk and pyramid are the network's to begin with.
+        begin = ["MODEL.WEIGHTS", str(runs / images.model[1] / FINAL)]
+        name, folder = images.refiner
+        train_missing(name, runs / folder, [*args.opts, *begin])
     for row in chosen:
         measure(args, images, runs, row, rows[row])
     show_tables(args.output)
