@@ -6,7 +6,9 @@ PoseInference around it. Spec section 10; config keys TTA, ENSEMBLE, REFINE, OKS
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from mpn_d2.config import load_config
+from mpn_d2.config_files import config_file
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.refine import build_refiner
@@ -27,6 +30,16 @@ from mpn_d2.structures.skeleton import get_skeleton
 
 FUSIONS = ("maps", "poses")
 BOXES = ("merged", "base")
+# Keys of numbers, with the least and the most that they can be.
+RANGES = (
+    ("MODEL.PEAKS.THRESH", 0, 1),
+    ("MODEL.PEAKS.MAX_PER_TYPE", 1, math.inf),
+    ("MODEL.RETINANET.SCORE_THRESH_TEST", 0, 1),
+    ("MODEL.RETINANET.NMS_THRESH_TEST", 0, 1),
+    ("MODEL.ASSEMBLER.BOX_SCORE_THRESH", 0, 1),
+    ("TEST.DETECTIONS_PER_IMAGE", 1, math.inf),
+    ("INPUT.MIN_SIZE_TEST", 0, math.inf),
+)
 
 
 def build_inference_model(cfg: CfgNode, weights: str) -> nn.Module:
@@ -80,6 +93,8 @@ def check_inference_config(cfg: CfgNode) -> None:
         raise ValueError(f"TTA.MAP_SCALE is {cfg.TTA.MAP_SCALE}: 0 (by itself) to 8 is needed")
     PoseSuppression(cfg.OKS_NMS.MODE, cfg.OKS_NMS.THRESH, ())
     build_view_plan(cfg)
+    if cfg.REFINE.WEIGHTS and not cfg.REFINE.CONFIG:
+        raise ValueError("REFINE.WEIGHTS is given without REFINE.CONFIG: give the config, too")
     if cfg.TEST.AUG.ENABLED:
         raise ValueError(
             "TEST.AUG.ENABLED is Detectron2's augmentation of boxes, which knows no keypoints: "
@@ -101,11 +116,37 @@ def check_inference_config(cfg: CfgNode) -> None:
             "EVAL.ERROR_BUDGET wants one plain pass: switch TTA, ENSEMBLE, REFINE and OKS_NMS off"
         )
     for key in ("KEYPOINT_SOURCE", "BOX_SOURCE"):
-        if wraps(cfg) and cfg.EVAL[key] != "pred":
+        if (wraps(cfg) or cfg.EVAL.ERROR_BUDGET) and cfg.EVAL[key] != "pred":
             raise ValueError(
                 f"EVAL.{key} is {cfg.EVAL[key]!r}: annotations take the place of predictions in a "
-                "plain pass alone: switch TTA, ENSEMBLE, REFINE and OKS_NMS off"
+                "plain pass alone: switch TTA, ENSEMBLE, REFINE, OKS_NMS and EVAL.ERROR_BUDGET off"
             )
+    for key, least, most in RANGES:
+        value = cfg
+        for name in key.split("."):
+            value = value[name]
+        if not least <= value <= most:
+            allowed = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
+            raise ValueError(f"{key} is {value}: {allowed} is needed")
+
+
+def check_inference_files(cfg: CfgNode) -> None:
+    """Raises an error that names the key of a config or checkpoint that is not there.
+
+    Addresses (http://, detectron2://) are not looked up.
+    """
+    named = [("ENSEMBLE", *pair) for pair in zip(cfg.ENSEMBLE.CONFIGS, cfg.ENSEMBLE.WEIGHTS)]
+    if cfg.REFINE.CONFIG:
+        named.append(("REFINE", cfg.REFINE.CONFIG, cfg.REFINE.WEIGHTS))
+    for key, config, weights in named:
+        try:
+            config_file(config)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{key}: {error}") from error
+        if not weights:
+            raise ValueError(f"{key}: no weights for {config}: give its checkpoint")
+        if "://" not in weights and not Path(weights).is_file():
+            raise FileNotFoundError(f"{key}: no such checkpoint: {weights}")
 
 
 def build_members(cfg: CfgNode) -> list[Viewer]:
@@ -118,13 +159,21 @@ def build_members(cfg: CfgNode) -> list[Viewer]:
     members = []
     for path, weights in zip(cfg.ENSEMBLE.CONFIGS, cfg.ENSEMBLE.WEIGHTS, strict=True):
         try:
-            member = load_config(path, ["MODEL.DEVICE", cfg.MODEL.DEVICE])
+            member = load_config(config_file(path), ["MODEL.DEVICE", cfg.MODEL.DEVICE])
             names = [get_skeleton(c.MODEL.SKELETON).keypoint_names for c in (cfg, member)]
             if names[0] != names[1]:
                 raise ValueError(
                     f"its MODEL.SKELETON {member.MODEL.SKELETON} has other keypoints than "
                     f"{cfg.MODEL.SKELETON}"
                 )
+            for key in ("KEYPOINT_SOURCE", "BOX_SOURCE"):
+                if member.EVAL[key] != "pred":
+                    raise ValueError(
+                        f"its EVAL.{key} is {member.EVAL[key]!r}: a network that predicts all by "
+                        "itself is needed"
+                    )
+            if not weights:
+                raise ValueError("its entry of ENSEMBLE.WEIGHTS is empty: give its checkpoint")
             model = load_trained_model(member, weights)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"ENSEMBLE member {path}: {error}") from error

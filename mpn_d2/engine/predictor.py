@@ -36,6 +36,11 @@ class ImagePredictor:
                 "no weights to predict with: give a trained checkpoint as MODEL.WEIGHTS "
                 "(MODEL.WEIGHTS output/model_final.pth)"
             )
+        if cfg.SINGLE_PERSON.ENABLED:
+            raise ValueError(
+                "a single-person network looks at people whose boxes are known: give the config "
+                "of a whole network, with this one as its REFINE.CONFIG"
+            )
         for key in ("KEYPOINT_SOURCE", "BOX_SOURCE"):
             if cfg.EVAL[key] != "pred":
                 raise ValueError(

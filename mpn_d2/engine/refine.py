@@ -17,6 +17,7 @@ from detectron2.structures import Instances
 from torch import nn
 
 from mpn_d2.config import load_config
+from mpn_d2.config_files import config_file
 from mpn_d2.data.person_crops import CropTransform, crop_matrix, has_area
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import PoseCheckpointer
@@ -53,7 +54,7 @@ def build_refiner(cfg: CfgNode) -> PoseRefiner | None:
     if not refine.WEIGHTS:
         raise ValueError(f"REFINE.WEIGHTS is empty: give the checkpoint of {refine.CONFIG}")
     try:
-        own = load_config(refine.CONFIG, ["MODEL.DEVICE", cfg.MODEL.DEVICE])
+        own = load_config(config_file(refine.CONFIG), ["MODEL.DEVICE", cfg.MODEL.DEVICE])
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"REFINE.CONFIG: {error}") from error
     _check(cfg, own)
@@ -63,6 +64,8 @@ def build_refiner(cfg: CfgNode) -> PoseRefiner | None:
         PoseCheckpointer(model, strict=True).load(refine.WEIGHTS)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"REFINE.WEIGHTS: {error}") from error
+    if cfg.TTA.ENABLED and cfg.TTA.FLIP:
+        model.flip_indices = get_skeleton(own.MODEL.SKELETON).flip_indices
     return PoseRefiner(
         model,
         size=own.SINGLE_PERSON.SIZE,

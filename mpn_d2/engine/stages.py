@@ -23,7 +23,11 @@ from mpn_d2.config import merge_options
 from mpn_d2.data.loader import trains_without_images
 from mpn_d2.engine.build import check_training_config
 from mpn_d2.engine.checkpoint import TAG, PoseCheckpointer, read_progress, some_names
-from mpn_d2.engine.inference_model import build_inference_model
+from mpn_d2.engine.inference_model import (
+    build_inference_model,
+    check_inference_config,
+    check_inference_files,
+)
 from mpn_d2.engine.source_budget import source_budget
 from mpn_d2.engine.trainer import PoseTrainer
 from mpn_d2.modeling.meta_arch.multiposenet import PARTS
@@ -87,6 +91,10 @@ def train(cfg: CfgNode, stage: str, options: list[str], *, resume: bool) -> dict
         ValueError: a config that cannot be trained, or weights that leave frozen parts of
             earlier stages untrained.
     """
+    if cfg.DATASETS.TEST:
+        # Not after hours of training.
+        check_inference_config(cfg)
+        check_inference_files(cfg)
     if stage == "all":
         return _train_chain(cfg, options, resume=resume)
     staged = stage_config(cfg, stage, options)
@@ -321,6 +329,11 @@ def evaluate(cfg: CfgNode, *, weights: str) -> dict:
     if not cfg.DATASETS.TEST:
         raise ValueError("nothing to evaluate on: DATASETS.TEST is empty")
     model = build_inference_model(cfg, weights)
+    if cfg.EVAL.ERROR_BUDGET and not hasattr(model, "look"):
+        raise ValueError(
+            "EVAL.ERROR_BUDGET needs a network with heatmaps and boxes, which "
+            f"{cfg.MODEL.META_ARCHITECTURE} is not: set it to False"
+        )
     source = weights or cfg.MODEL.ASSEMBLER.WEIGHTS or "no weights"
     logger.info("Evaluating %s on %s", source, ", ".join(cfg.DATASETS.TEST))
     results = PoseTrainer.test(cfg, model)

@@ -19,7 +19,7 @@ class PoseSuppression:
     """Takes repeats out of an image's people.
 
     A pose's size is that of its box, times COCO's share (`AREA_OF_BOX`). People without any
-    keypoint are compared by their boxes instead.
+    keypoint are compared by their boxes instead. Soft suppression lowers both scores of a person.
     """
 
     def __init__(self, mode: str, threshold: float, sigmas: Sequence[float]) -> None:
@@ -49,7 +49,8 @@ class PoseSuppression:
         """
         if self.mode == "none" or not len(people):
             return people
-        has_pose = (people.pred_keypoints != 0).any(dim=-1).any(dim=-1)
+        # Joints of score 0 are missing or guesses.
+        has_pose = (people.pred_keypoints[..., 2] > 0).any(dim=-1)
         poses, others = people[has_pose], people[~has_pose]
         areas = poses.pred_boxes.area() * AREA_OF_BOX
         given = (
@@ -64,6 +65,8 @@ class PoseSuppression:
         else:
             kept, scores = soft_oks_nms(*given)
             poses = poses[kept]
+            # A repeated pose has a repeated box.
+            poses.scores = poses.scores * (scores / poses.pose_scores.clamp(min=1e-12)).clamp(max=1)
             poses.pose_scores = scores
         others = others[others.scores.argsort(descending=True, stable=True)]
         others = others[_unrepeated(others.pred_boxes.tensor, poses.pred_boxes.tensor)]

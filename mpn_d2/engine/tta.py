@@ -27,7 +27,8 @@ _CUT = 0.01
 _LARGEST = 0.35
 # What a part says counts this far around the people whom it shows whole, share of their sides.
 _AROUND = 0.2
-# From this IoU on, boxes of several views are taken for one person's.
+# Under soft suppression, which drops nothing: from this IoU on, boxes of several views are taken
+# for one person's.
 _SAME_BOX = 0.6
 
 
@@ -183,18 +184,28 @@ def merge_boxes(
 
     The best box of a person stays, moved to the mean of what the looks say of her (weighted by
     score). Its score is the mean over the looks that show the place, 0 where they found nobody: of
-    what one look alone believes in, less is true.
+    what one look alone believes in, less is true. Means under the suppression's least score are
+    dropped; soft suppression sees the means.
     """
     placed = [_place_boxes(look, size, frame) for look in looks]
     boxes = torch.cat([b for b, _ in placed])
     scores = torch.cat([s for _, s in placed])
     if len(looks) > 1 and len(boxes):
-        kept, _ = suppression(boxes, scores, most)
-        owned = _same_person(boxes[kept], boxes)
+        hard = suppression.method == "hard"
+        # What the kept box drives out is of the same person, whatever the threshold.
+        same = suppression.threshold if hard else _SAME_BOX
+        kept, _ = BoxSuppression(threshold=same)(boxes, scores, len(boxes))
+        owned = _same_person(boxes[kept], boxes, same)
+        # A box without area does not even overlap itself.
+        owned[torch.arange(len(kept)), kept] = True
         mean_scores = _mean_scores(boxes[kept], owned, placed, looks, size, frame)
         boxes, scores = _vote(boxes[kept], owned, boxes, scores), mean_scores
         order = scores.argsort(descending=True, stable=True)
+        order = order[scores[order] >= suppression.min_score][:most]
         boxes, scores = boxes[order], scores[order]
+        if not hard:
+            kept, scores = suppression(boxes, scores, most)
+            boxes = boxes[kept]
     people = Instances(frame, pred_boxes=Boxes(boxes), scores=scores)
     people.pred_classes = torch.zeros(len(boxes), dtype=torch.long, device=boxes.device)
     return people
@@ -243,10 +254,11 @@ def to_image(boxes: torch.Tensor, input_size: tuple[int, int], view: View) -> to
     return placed + placed.new_tensor([view.box[0], view.box[1]]).repeat(2)
 
 
-def _same_person(kept: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
-    """(M, N) bool: box n of all is of the same person as kept one m, the one it overlaps most."""
+def _same_person(kept: torch.Tensor, boxes: torch.Tensor, same: float) -> torch.Tensor:
+    """(M, N) bool: box n of all is of the same person as kept one m, the one it overlaps most, by
+    an IoU over `same`."""
     overlaps = torch.nan_to_num(box_iou(kept, boxes), nan=0.0)
-    return (overlaps == overlaps.amax(dim=0)) & (overlaps > _SAME_BOX)
+    return (overlaps == overlaps.amax(dim=0)) & (overlaps > same)
 
 
 def _mean_scores(
@@ -273,7 +285,6 @@ def _vote(
 ) -> torch.Tensor:
     """Each kept box at the mean of all that are the same person's, weighted by their scores."""
     weights = scores * owned
-    # A kept box without area does not even overlap itself.
     total = weights.sum(dim=1, keepdim=True)
     return torch.where(total > 0, weights @ boxes / total.clamp(min=1e-9), kept)
 

@@ -104,7 +104,11 @@ def _parts(length: int, count: int, overlap: float) -> list[tuple[int, int]]:
     """Start and end of `count` equal parts that cover 0..length and overlap by that share."""
     # count parts less (count - 1) overlaps are the whole.
     side = min(length, math.ceil(length / (count - (count - 1) * overlap)))
-    starts = [round(i * (length - side) / (count - 1)) for i in range(count)]
+    # Of an odd number of parts one lies in the very middle, and each has its mirrored twin.
+    if count % 2 and (length - side) % 2:
+        side += 1
+    starts = [round(i * (length - side) / (count - 1)) for i in range((count + 1) // 2)]
+    starts += [length - side - start for start in reversed(starts[: count // 2])]
     return [(start, start + side) for start in starts]
 
 

@@ -108,9 +108,14 @@ ASSEMBLERS = {
 
 
 @pytest.mark.parametrize("assembler", ASSEMBLERS.values(), ids=ASSEMBLERS)
-@pytest.mark.parametrize("more", [[], ["TTA.SCALES", "[1.0, 0.6]"], ["TTA.CROPS", "2"]])
+@pytest.mark.parametrize(
+    "more", [[], ["TTA.SCALES", "[1.0, 0.6]"], ["TTA.CROPS", "2"], ["TTA.CROPS", "3"]]
+)
 def test_a_mirrored_image_has_the_mirrored_result(build, images, more, assembler):
-    model = build(*TTA, "TTA.FLIP", "True", *more, *assembler)
+    assert_mirrors(build(*TTA, "TTA.FLIP", "True", *more, *assembler), images)
+
+
+def assert_mirrors(model: PoseInference, images: list[torch.Tensor]) -> None:
     flip = list(get_skeleton("coco").flip_indices)
     for image in images:
         width = image.shape[2]
@@ -237,8 +242,11 @@ def test_boxes_are_refined_in_the_end(build, images, tmp_path):
     boxes = fields(refined)["boxes"]
     middle, reach = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).amax(1)
     assert ((joints[..., :2] - middle[:, None]).abs() <= reach[:, None, None]).all()
+    assert build(*keys).refiner.model.flip_indices is None
     flipped = [*TTA, "TTA.FLIP", "True", "OKS_NMS.MODE", "hard", *keys, "REFINE.MERGE", "pool"]
     model = build(*flipped)
+    # The single-person network sees mirrored crops, too.
+    assert model.refiner.model.flip_indices == get_skeleton("coco").flip_indices
     together = model(inputs(*images))
     for image, result in zip(images, together, strict=True):
         assert 0 < len(result["instances"]) <= 6
@@ -261,6 +269,15 @@ def test_boxes_are_refined_in_the_end(build, images, tmp_path):
         (["TEST.AUG.ENABLED", "True"], "set TTA.ENABLED True"),
         ([*TTA, "EVAL.BOX_SOURCE", "gt"], "EVAL.BOX_SOURCE is 'gt'"),
         ([*TTA, "EVAL.ERROR_BUDGET", "True"], "EVAL.ERROR_BUDGET"),
+        (["EVAL.BOX_SOURCE", "gt", "EVAL.ERROR_BUDGET", "True"], "EVAL.BOX_SOURCE is 'gt'"),
+        (["REFINE.WEIGHTS", "x.pth"], "REFINE.WEIGHTS is given without REFINE.CONFIG"),
+        (["ENSEMBLE.CONFIGS", "['quick/demo.yaml']", "ENSEMBLE.WEIGHTS", "['']"], "is empty"),
+        (["MODEL.PEAKS.THRESH", "5.0"], "MODEL.PEAKS.THRESH is 5.0: 0 to 1 is needed"),
+        (["MODEL.PEAKS.THRESH", "-0.5"], "MODEL.PEAKS.THRESH is -0.5"),
+        (["MODEL.PEAKS.MAX_PER_TYPE", "0"], "MAX_PER_TYPE is 0: at least 1 is needed"),
+        (["MODEL.ASSEMBLER.BOX_SCORE_THRESH", "9.0"], "BOX_SCORE_THRESH is 9.0"),
+        (["MODEL.RETINANET.SCORE_THRESH_TEST", "7.0"], "SCORE_THRESH_TEST is 7.0"),
+        (["TEST.DETECTIONS_PER_IMAGE", "-2"], "DETECTIONS_PER_IMAGE is -2"),
         (["MODEL.RETINANET.NMS", "none"], "MODEL.RETINANET.NMS is 'none'"),
         (["MODEL.RETINANET.NMS_THRESH_TEST", "1.5"], "NMS_THRESH_TEST is 1.5"),
     ],

@@ -251,7 +251,7 @@ def test_a_box_is_refined_alike_alone_and_among_others(checkpoint):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"CONFIG": "none.yaml"}, FileNotFoundError, r"REFINE\.CONFIG: config file none\.yaml"),
+        ({"CONFIG": "none.yaml"}, FileNotFoundError, r"REFINE\.CONFIG: config none\.yaml"),
         (
             {"CONFIG": str(CONFIGS / "quick/demo.yaml")},
             ValueError,

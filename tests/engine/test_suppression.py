@@ -43,15 +43,26 @@ def test_hard_drops_repeats_and_orders_by_pose():
     assert len(given) == 4
 
 
-def test_soft_lowers_pose_scores_alone():
+def test_soft_lowers_both_scores_of_a_repeat():
     given = people(ROWS[:3])
     kept = PoseSuppression("soft", 0.5, SIGMAS)(given)
     # Joints half a pixel apart, area 0.53 * 2500.
     oks = math.exp(-(0.5**2) / (2 * 0.2**2 * 0.53 * 2500))
-    want = sorted([0.8, 0.5, 0.6 * math.exp(-(oks**2) / 0.5)], reverse=True)
+    penalty = math.exp(-(oks**2) / 0.5)
+    want = sorted([0.8, 0.5, 0.6 * penalty], reverse=True)
     assert kept.pose_scores.tolist() == pytest.approx(want, abs=1e-5)
-    assert sorted(kept.scores.tolist()) == pytest.approx([0.5, 0.9, 0.9])
+    boxes = dict(zip(given.pose_scores.tolist(), given.scores.tolist(), strict=True))
+    repeat = min(boxes, key=lambda score: abs(score - 0.6))
+    boxes[repeat] *= penalty
+    assert sorted(kept.scores.tolist()) == pytest.approx(sorted(boxes.values()), abs=1e-5)
     assert given.pose_scores.tolist() == pytest.approx([0.6, 0.5, 0.8])
+
+
+def test_a_pose_of_guesses_alone_is_none():
+    given = people([*ROWS[:1], (14.0, 0.5, 0.0, 1.0)])
+    given.pred_keypoints[1, :, :2] = 5.0
+    given.pred_keypoints[1, :, 2] = 0.0
+    assert len(PoseSuppression("hard", 0.9, SIGMAS)(given)) == 1
 
 
 def test_people_without_a_pose_are_compared_by_boxes():

@@ -109,6 +109,35 @@ def test_boxes_of_views_worked_example():
     assert flat.pred_boxes.tensor.tolist() == [[5, 5, 5, 9]]
 
 
+@pytest.mark.parametrize("method", ["hard", "soft_linear", "soft_gaussian"])
+def test_a_person_of_three_looks_is_one_however_boxes_are_suppressed(method):
+    # The third look's box overlaps the first one's by 0.45 alone.
+    places = [(0.0, 0.9), (1.0, 0.85), (15.2, 0.8)]
+    looks = [look([[10.0 + x, 10, 50 + x, 90]], [score], WHOLE) for x, score in places]
+    # Somebody else, whom one look finds, and a box that one look hardly believes in.
+    looks[0].evidence.people = Instances.cat(
+        [looks[0].evidence.people, look([[100.0, 10, 140, 90]], [0.6], WHOLE).evidence.people]
+    )
+    looks[1].evidence.people = Instances.cat(
+        [looks[1].evidence.people, look([[160.0, 10, 190, 90]], [0.12], WHOLE).evidence.people]
+    )
+    suppression = BoxSuppression(method, threshold=0.3, min_score=0.05)
+    people = merge_boxes(looks, (100, 200), (100, 200), suppression=suppression, most=9)
+    if method == "hard":
+        assert people.scores.tolist() == pytest.approx([0.85, 0.2])
+        # 10, 11 and 25.2 at weights 0.9, 0.85, 0.8.
+        assert people.pred_boxes.tensor[0, 0].item() == pytest.approx(15.1020, abs=1e-3)
+    else:
+        # No box is dropped for its overlap: the third look's is somebody of its own, if less so.
+        mean = BoxSuppression(method, threshold=0.3, min_score=0.05)
+        boxes = torch.tensor([[10.4857, 10, 50.4857, 90], [25.2, 10, 65.2, 90]])
+        want = mean(boxes, torch.tensor([1.75 / 3, 0.8 / 3]), 9)[1]
+        assert people.scores.tolist() == pytest.approx(
+            sorted([*want.tolist(), 0.2])[::-1], abs=1e-4
+        )
+    assert (people.scores >= 0.05).all()
+
+
 def test_parts_of_the_image_speak_of_small_whole_people():
     # A part of 100 x 100 image pixels, seen at 200 x 200.
     part = View((100, 0, 200, 100))

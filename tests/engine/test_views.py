@@ -47,6 +47,8 @@ def test_parts_cover_every_pixel_and_are_there_once(size, crops, overlap):
         sides = {end - start for start, end in spans}
         assert len(sides) == 1 and min(sides) >= 1
     assert all(min(v.size) >= 1 for v in views)
+    mirrored = {(size[1] - v.box[2], v.box[1], size[1] - v.box[0], v.box[3]) for v in views}
+    assert mirrored == {v.box for v in views}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from mpn_d2.data.person_crops import crop_matrix
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.modeling.backbone import PosePyramids
 from mpn_d2.structures.outputs import HeatmapOutputs
+from mpn_d2.structures.skeleton import get_skeleton
 
 CONFIG, WHOLE = "quick/single_person_drawn.yaml", "quick/R_18_drawn.yaml"
 K = 17
@@ -183,6 +184,31 @@ def test_a_crop_gives_the_same_alone_and_in_any_batch(model):
             alone.pred_keypoints, result["instances"].pred_keypoints, atol=1e-3, rtol=1e-4
         )
         assert torch.equal(x["image"], image)
+
+
+@pytest.mark.parametrize("width", [48, 64], ids=["padded", "whole"])
+def test_both_sights_of_a_crop_make_one_without_a_side(model, width):
+    # The same everywhere is no test: sharper maps.
+    with torch.no_grad():
+        model.keypoint_head.predictor.weight *= 30
+    model.eval()
+    crop = crop_input([0.0, 0.0, width, 64.0], (64, width))
+    crop |= {"to_crop": torch.eye(2, 3, dtype=torch.float64), "height": 64, "width": width}
+    mirrored = {**crop, "image": crop["image"].flip(-1)}
+    flip = list(get_skeleton("coco").flip_indices)
+
+    def gap() -> float:
+        one, other = (x["instances"].pred_keypoints[0] for x in model([crop, mirrored]))
+        other = other[flip]
+        other[:, 0] = width - other[:, 0]
+        return float((one - other).abs().max())
+
+    assert gap() > 1
+    model.flip_indices = tuple(flip)
+    assert gap() < 1e-3
+    narrow = {**crop, "image": crop["image"][..., :46]}
+    with pytest.raises(ValueError, match=r"SINGLE_PERSON\.SIZE is 46 pixels wide"):
+        model([narrow])
 
 
 def test_mistakes_are_named(model, paper_config):

@@ -8,6 +8,8 @@ are those of the whole network, so that its checkpoint is a start for this one.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
@@ -64,6 +66,8 @@ class SinglePersonNet(nn.Module):
         self.train_parts = tuple(train_parts)
         self.loss_weight = loss_weight
         self.max_crops = max_crops
+        # K indices (see Skeleton): crops are seen mirrored, too, and the maps averaged.
+        self.flip_indices: Sequence[int] | None = None
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -145,17 +149,35 @@ class SinglePersonNet(nn.Module):
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """See `forward`; at most `max_crops` in one pass."""
-        results = []
+        results, stride = [], self.keypoint_head.stride
         for first in range(0, len(batched_inputs), self.max_crops):
             crops = batched_inputs[first : first + self.max_crops]
             _require(crops, "to_crop")
             images = self.preprocess_image(crops)
-            outputs = self.keypoint_head.layers(self.backbone(images.tensor))
-            joints = decode_highest(outputs.maps, outputs.stride, images.image_sizes)
+            joints = decode_highest(self._maps(images), stride, images.image_sizes)
             results += [
                 {"instances": _one_person(x, pose)} for x, pose in zip(crops, joints, strict=True)
             ]
         return results
+
+    def _maps(self, images: ImageList) -> torch.Tensor:
+        """(N, K, h, w), means of both sights where mirrored ones are wanted."""
+        maps = self.keypoint_head.layers(self.backbone(images.tensor)).maps
+        if self.flip_indices is None:
+            return maps
+        width, stride = images.image_sizes[0][1], self.keypoint_head.stride
+        if width % stride or any(size[1] != width for size in images.image_sizes):
+            raise ValueError(
+                f"SINGLE_PERSON.SIZE is {width} pixels wide: TTA.FLIP needs a multiple of {stride}"
+            )
+        # The padding stays on the right.
+        mirrored = images.tensor.clone()
+        mirrored[..., :width] = images.tensor[..., :width].flip(-1)
+        seen = self.keypoint_head.layers(self.backbone(mirrored)).maps[:, list(self.flip_indices)]
+        cells = width // stride
+        maps = maps.clone()
+        maps[..., :cells] = (maps[..., :cells] + seen[..., :cells].flip(-1)) / 2
+        return maps
 
 
 def _one_person(crop: dict, joints: torch.Tensor) -> Instances:
