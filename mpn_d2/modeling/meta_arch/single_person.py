@@ -161,7 +161,7 @@ class SinglePersonNet(nn.Module):
         return results
 
     def _maps(self, images: ImageList) -> torch.Tensor:
-        """(N, K, h, w), means of both sights where mirrored ones are wanted."""
+        """(N, K, h, w) over the images, means of both sights where mirrored ones are wanted."""
         maps = self.keypoint_head.layers(self.backbone(images.tensor)).maps
         if self.flip_indices is None:
             return maps
@@ -175,9 +175,8 @@ class SinglePersonNet(nn.Module):
         mirrored[..., :width] = images.tensor[..., :width].flip(-1)
         seen = self.keypoint_head.layers(self.backbone(mirrored)).maps[:, list(self.flip_indices)]
         cells = width // stride
-        maps = maps.clone()
-        maps[..., :cells] = (maps[..., :cells] + seen[..., :cells].flip(-1)) / 2
-        return maps
+        # Without the padding, which one side alone has.
+        return (maps[..., :cells] + seen[..., :cells].flip(-1)) / 2
 
 
 def _one_person(crop: dict, joints: torch.Tensor) -> Instances:
