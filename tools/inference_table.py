@@ -9,7 +9,10 @@ Trains the quick models that are not there yet (drawn: the network of tools/trai
 second backbone and a single-person network, hours on 2 cores; sample: two networks fitted to the
 bundled training photographs, minutes), evaluates every row, prints the train_net.py command that
 gives it, and keeps its figures in --output. A row is one step by itself, or with a plus that step
-on top of all before it. Training goes on where it stopped when the command is repeated.
+on top of all before it; beside them soft_nms (of boxes), and poses and poses_soft, what flip and
+scales give where the people of all views are pooled and OKS-NMS, hard or soft, takes out repeats.
+Training goes on where it stopped when the command is repeated. With --data-images or --opts all is
+a try: trainings, data and figures go to RUNS/try, no page of the docs changes.
 """
 
 from __future__ import annotations
@@ -39,6 +42,9 @@ REPO = Path(__file__).resolve().parents[1]
 QUICK = REPO / "configs" / "quick"
 TTA = ["TTA.ENABLED", "True"]
 STEPS = ("flip", "scales", "crops", "ensemble", "refinement", "oks_nms")
+# Other ways than those steps.
+BESIDE = ("soft_nms", "poses", "poses_soft")
+OUTPUT = REPO / "docs" / "results" / "inference.json"
 COLUMNS = {"keypoint AP": "keypoints/AP", "AP50": "keypoints/AP50", "AP75": "keypoints/AP75"}
 COLUMNS |= {"box AP": "bbox/AP", "person IoU": "sem_seg/IoU-person"}
 
@@ -89,19 +95,29 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
         "--rows",
         nargs="+",
         metavar="ROW",
-        help=f"of single, {', '.join(STEPS)}, "
-        "each with a plus for all steps up to it (default: all)",
+        help=f"of single, {', '.join(STEPS)}, each with a plus for all steps up to it, "
+        f"{', '.join(BESIDE)} (default: all)",
     )
-    parser.add_argument("--output", default=str(REPO / "docs" / "results" / "inference.json"))
+    parser.add_argument(
+        "--output",
+        metavar="F.json",
+        help=f"file of the figures (default: {OUTPUT.relative_to(REPO)})",
+    )
     parser.add_argument("--data-images", type=int, help="of a smaller drawn training set (a try)")
     parser.add_argument(
-        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of all trainings"
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        help="KEY VALUE pairs of all trainings and rows (a try)",
     )
     return parser.parse_args(arguments)
 
 
 def main(args: Namespace) -> None:
     images, runs = IMAGES[args.images], Path(args.runs).resolve()
+    is_try = bool(args.data_images or args.opts)
+    runs = runs / "try" if is_try else runs
+    args.output = args.output or str(runs / "inference.json" if is_try else OUTPUT)
     rows = row_options(images, runs)
     unknown = sorted(set(args.rows or ()) - set(rows))
     if unknown:
@@ -121,7 +137,7 @@ def main(args: Namespace) -> None:
         train_missing(name, runs / folder, [*args.opts, *begin])
     for row in chosen:
         measure(args, images, runs, row, rows[row])
-    show_tables(args.output)
+    show_tables(args.output, fill=not is_try)
 
 
 def row_options(images: Images, runs: Path) -> dict[str, list[str]]:
@@ -148,6 +164,9 @@ def row_options(images: Images, runs: Path) -> dict[str, list[str]]:
     for step in ordered:
         total = [*total, *steps[step]]
         rows[f"+{step}"] = total
+    rows["soft_nms"] = ["MODEL.RETINANET.NMS", "soft_gaussian"]
+    pooled = [*steps["flip"], *steps["scales"], "TTA.FUSION", "poses", "OKS_NMS.MODE"]
+    rows["poses"], rows["poses_soft"] = [*pooled, "hard"], [*pooled, "soft"]
     return rows
 
 
@@ -182,6 +201,7 @@ def measure(args: Namespace, images: Images, runs: Path, row: str, options: list
     options = [
         *("MODEL.WEIGHTS", str(runs / folder / FINAL), "OUTPUT_DIR", str(output)),
         *("DATASETS.TEST", str(tuple(images.datasets.values()))),
+        *args.opts,
         *options,
     ]
     line = ["train_net.py", "--config-file", f"configs/quick/{config}", "--eval-only", *options]
@@ -222,13 +242,13 @@ def tables(results: dict) -> dict[str, str]:
     return found
 
 
-def show_tables(output: str) -> None:
-    """Prints the tables; fills docs/inference.md where the results are those of the docs."""
+def show_tables(output: str, *, fill: bool) -> None:
+    """Prints the tables; fills docs/inference.md, if that is wanted and the results are its."""
     found = tables(read_results(output))
     for name, table in found.items():
         print(f"\n{name}\n\n{table}")
-    page = Path(output).resolve().parents[1] / "inference.md"
-    if page.is_file():
+    page = OUTPUT.parents[1] / "inference.md"
+    if fill and Path(output).resolve() == OUTPUT:
         fill_tables(page, found)
 
 

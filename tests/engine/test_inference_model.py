@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from mpn_d2.config import load_config
 from mpn_d2.data.image_file import read_pose_image
 from mpn_d2.engine.checkpoint import PoseCheckpointer
-from mpn_d2.engine.inference_model import PoseInference, build_inference_model
+from mpn_d2.engine.inference_model import PoseInference, build_inference_model, build_members
 from mpn_d2.engine.predictor import ImagePredictor
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -296,3 +296,29 @@ def test_soft_nms_keeps_more_boxes_with_lower_scores(build, images):
     assert a[0] == b[0] and b[-1] < a[0]
     assert (b.diff() <= 0).all()
     assert not torch.equal(a, b[: len(a)])
+
+
+def test_the_best_row_is_a_config(weights, images, tmp_path, paper_config):
+    best = paper_config("MultiPoseNet/R_101_best_row.yaml")
+    assert best.ENSEMBLE.CONFIGS == ["MultiPoseNet/R_50.yaml"]
+    with pytest.raises(ValueError, match=r"ENSEMBLE member .*R_50.*ENSEMBLE\.WEIGHTS is empty"):
+        build_members(best)
+    # Its steps, with small networks in the place of its own.
+    single = tmp_path / "single.yaml"
+    small = ["SINGLE_PERSON.SIZE", "(64, 48)", "MODEL.FPN.OUT_CHANNELS", "16", *SMALL[2:4]]
+    cfg = load_config(str(REPO / "configs" / "quick" / "single_person_drawn.yaml"), small)
+    single.write_text(cfg.dump())
+    PoseCheckpointer(build_model(cfg), str(tmp_path)).save("single")
+    member = tmp_path / "member.yaml"
+    member.write_text(load_config(CONFIG, SMALL).dump())
+    cfg = load_config(CONFIG, SMALL)
+    for key in ("TTA", "ENSEMBLE", "REFINE", "OKS_NMS"):
+        cfg[key] = best[key].clone()
+    cfg.ENSEMBLE.CONFIGS, cfg.ENSEMBLE.WEIGHTS = [str(member)], [weights]
+    cfg.REFINE.CONFIG, cfg.REFINE.WEIGHTS = str(single), str(tmp_path / "single.pth")
+    model = build_inference_model(cfg, weights)
+    assert len(model.models) == 2 and model.refiner is not None
+    assert sum(map(len, model.plan.views(tuple(images[2].shape[1:])))) == 2 * (5 + 4)
+    found = model(inputs(images[2]))[0]
+    assert 0 < len(found["instances"]) <= 6
+    assert torch.isfinite(found["instances"].pred_keypoints).all()

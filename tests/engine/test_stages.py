@@ -370,6 +370,33 @@ def test_the_whole_chain_is_checked_before_it_trains(run, monkeypatch, options, 
         run(options=options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["TTA.FUSION", "mean"], "TTA.FUSION is 'mean'"),
+        (["OKS_NMS.MODE", "off"], "OKS_NMS.MODE is 'off'"),
+        (["REFINE.CONFIG", "gone.yaml", "REFINE.WEIGHTS", "x.pth"], "REFINE: config gone.yaml"),
+        (["REFINE.CONFIG", "quick/single_person_drawn.yaml"], "REFINE: no weights for quick"),
+        (
+            ["ENSEMBLE.CONFIGS", "['quick/demo.yaml']", "ENSEMBLE.WEIGHTS", "['gone.pth']"],
+            r"ENSEMBLE: no such checkpoint: gone\.pth",
+        ),
+    ],
+)
+def test_what_evaluation_cannot_do_is_named_before_training(run, monkeypatch, options, message):
+    monkeypatch.setattr(stages, "_train_stage", None)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        run("all", [*options, "DATASETS.TEST", "('coco_sample_val',)"])
+
+
+def test_an_error_budget_needs_boxes_and_maps(paper_config, monkeypatch):
+    cfg = paper_config("quick/demo.yaml", [*TINY, "EVAL.ERROR_BUDGET", "True"])
+    monkeypatch.setattr(stages, "build_inference_model", lambda *_: torch.nn.Identity())
+    monkeypatch.setattr(PoseTrainer, "test", None)
+    with pytest.raises(ValueError, match=r"EVAL\.ERROR_BUDGET needs .* MultiPoseNet is not"):
+        evaluate(cfg, weights="")
+
+
 def test_evaluation_follows_last_checkpoint(out, paper_config, monkeypatch):
     cfg = paper_config("quick/demo.yaml", [*TINY, "OUTPUT_DIR", str(out)])
     assert (out / "last_checkpoint").read_text() == "model_final.pth"

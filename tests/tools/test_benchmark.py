@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from mpn_d2.engine import inference_speed
 from tools import benchmark
 
 CONFIG = "configs/MultiPoseNet/R_18_small.yaml"
@@ -100,3 +101,28 @@ def test_a_count_of_none_is_refused(tmp_path) -> None:
     args = benchmark.parse_args(["--config-file", "x", "--output", "y", "--batch-size", "0"])
     with pytest.raises(ValueError, match="--batch-size must be at least 1"):
         benchmark.main(args)
+
+
+def test_figures_of_the_inference_part(tmp_path, sample_dir, monkeypatch) -> None:
+    config = str(sample_dir.parents[1] / CONFIG)
+    output = tmp_path / "inference.json"
+    # The large photograph has a process of its own, and minutes.
+    asked = []
+
+    def mib(function, config: str, weights: str) -> float:
+        asked.append((function.__name__, weights.endswith(".pth")))
+        return 7.0
+
+    monkeypatch.setattr(inference_speed, "in_fresh_process", mib)
+    arguments = ["--config-file", config, "--part", "inference", "--output", str(output)]
+    arguments += ["--repeats", "3", *OPTIONS, "MODEL.WEIGHTS", "", "INPUT.MIN_SIZE_TEST", "96"]
+    benchmark.main(benchmark.parse_args(arguments))
+    figures = json.loads(output.read_text())["metrics"]
+    assert asked == [("_tiling_mib", True)] and figures.pop("peak_mib/tiling_4000x3000") == 7.0
+    assert set(figures) == {
+        *("inference/seconds/peaks/200", "inference/seconds/plain", "inference/seconds/flip"),
+        "inference/ratio/flip",
+    }
+    seconds = {name: figures[f"inference/seconds/{name}"] for name in ("plain", "flip")}
+    assert figures["inference/ratio/flip"] == pytest.approx(seconds["flip"] / seconds["plain"])
+    assert all(value > 0 for value in figures.values())

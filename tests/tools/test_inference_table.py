@@ -1,0 +1,67 @@
+"""tools/inference_table.py: rows are what they are called, a try leaves the docs alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+TINY = [
+    *("INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "96", "INPUT.MIN_SIZE_TEST", "64"),
+    *("INPUT.MAX_SIZE_TEST", "96", "MODEL.PRN.NODES", "8"),
+    *("DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu", "TEST.DETECTIONS_PER_IMAGE", "5"),
+]
+
+
+@pytest.fixture(scope="module")
+def tool():
+    path = REPO / "tools" / "inference_table.py"
+    spec = importlib.util.spec_from_file_location("inference_table", path)
+    module = importlib.util.module_from_spec(spec)
+    # Its dataclass looks itself up there.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_try_trains_and_measures_beside_the_docs(tool, tmp_path, capsys):
+    page = (REPO / "docs" / "inference.md").read_text()
+    stages = [f"STAGES.{stage}.SOLVER.MAX_ITER" for stage in ("KEYPOINT", "PERSON", "ASSEMBLY")]
+    once = [word for key in stages for word in (key, "1")]
+    args = tool.parse_args(
+        ["--images", "sample", "--runs", str(tmp_path), "--rows", "single", "+flip", "poses_soft"]
+        + ["--opts", *TINY, *once]
+    )
+    tool.main(args)
+    results = json.loads((tmp_path / "try" / "inference.json").read_text())
+    rows = {f"sample/{part}/{row}" for part in ("unseen", "fitted") for row in args.rows}
+    assert set(results["runs"]) == rows
+    assert set(tool.tables(results)) == {"sample/unseen", "sample/fitted"}
+    assert all(f"{row}/keypoints/AP" in results["metrics"] for row in rows)
+    commands = {row: results["runs"][f"sample/unseen/{row}"]["row_command"] for row in args.rows}
+    assert "TTA" not in commands["single"] and "TTA.FLIP True" in commands["+flip"]
+    assert "--eval-only" in commands["single"] and "MODEL.PRN.NODES 8" in commands["single"]
+    assert (tmp_path / "try" / "demo" / "model_final.pth").is_file()
+    assert not (tmp_path / "demo").exists()
+    assert (REPO / "docs" / "inference.md").read_text() == page
+    assert "| `poses_soft` |" in capsys.readouterr().out
+
+
+def test_rows_are_one_step_or_all_up_to_it(tool):
+    rows = tool.row_options(tool.IMAGES["drawn"], Path("runs"))
+    assert rows["single"] == []
+    steps = [row for row in rows if row in tool.STEPS]
+    assert steps == list(tool.STEPS)
+    assert rows["+oks_nms"] == [word for step in steps for word in rows[step]]
+    assert rows["poses"][-2:] == ["OKS_NMS.MODE", "hard"]
+    assert "REFINE.CONFIG" not in str(tool.row_options(tool.IMAGES["sample"], Path("runs")))
+
+
+def test_an_unknown_row_is_named(tool, tmp_path):
+    args = tool.parse_args(["--runs", str(tmp_path), "--rows", "flop"])
+    with pytest.raises(ValueError, match=r"--rows flop: choose of single, flip, scales"):
+        tool.main(args)
