@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -24,11 +24,12 @@ from mpn_d2.engine.image_drawing import (
     DrawingReport,
     draw_images,
     find_images,
+    heatmap_file,
     name_outputs,
 )
 from mpn_d2.engine.pose_predictor import PosePredictor, check_share
 from mpn_d2.engine.video_drawing import DrawnFrames, camera_name, draw_video, name_video
-from mpn_d2.utils.files import JsonListWriter
+from mpn_d2.utils.files import JsonListWriter, check_folder, make_folder
 from mpn_d2.utils.video import Camera, VideoReader
 from mpn_d2.utils.visualize import KEYPOINT_THRESHOLD
 from mpn_d2.utils.window import Window
@@ -110,12 +111,18 @@ def _check_arguments(args: argparse.Namespace) -> None:
     check_share("--keypoint-threshold", args.keypoint_threshold)
     if args.batch_size < 1:
         raise ValueError(f"--batch-size is {args.batch_size}: at least 1 is needed")
+    if args.batch_size > 1 and args.webcam is not None:
+        raise ValueError("--batch-size is for images and videos: a camera's frames go one by one")
     if args.json and os.path.isdir(args.json):
         raise ValueError(f"--json {args.json} is a folder: name a file")
+    if args.json:
+        check_folder(os.path.dirname(args.json))
     if args.input and args.track:
         raise ValueError("--track follows people in a video: give --video-input or --webcam")
     if not args.output and args.webcam is None:
         raise ValueError("--output is missing: a folder, or for a video a file")
+    if args.heatmaps and not args.output:
+        raise ValueError("--heatmaps are written, not shown in the window: give --output")
 
 
 def _images(args: argparse.Namespace, report: DrawingReport) -> str:
@@ -124,14 +131,15 @@ def _images(args: argparse.Namespace, report: DrawingReport) -> str:
         raise ValueError(f"no image found: {'; '.join(missing)}")
     if os.path.exists(args.output) and not os.path.isdir(args.output):
         raise ValueError(f"--output {args.output} is a file: images need a folder")
+    check_folder(args.output)
     targets = name_outputs(files, args.output, args.heatmaps)
-    _keep([*files, *targets.values()], args.json)
+    _keep(files, targets.values(), args)
     predictor = _predictor(args)
-    os.makedirs(args.output, exist_ok=True)
-    for line in missing:
-        report.fail(line)
     with ExitStack() as stack:
         rows = stack.enter_context(JsonListWriter(args.json)) if args.json else None
+        make_folder(args.output)
+        for line in missing:
+            report.fail(line)
         options = _drawing_options(args)
         draw_images(files, targets, predictor, options, report, rows, args.batch_size)
     return _where(args.output, args.json)
@@ -140,7 +148,7 @@ def _images(args: argparse.Namespace, report: DrawingReport) -> str:
 def _video(args: argparse.Namespace, report: DrawingReport) -> str:
     with VideoReader(args.video_input) as source:
         path = name_video(args.output, args.video_input, args.heatmaps)
-        _keep([args.video_input, path], args.json)
+        _keep([args.video_input], [path], args)
         predictor = _predictor(args)
         with ExitStack() as stack:
             rows = stack.enter_context(JsonListWriter(args.json)) if args.json else None
@@ -162,7 +170,7 @@ def _camera(args: argparse.Namespace, report: DrawingReport) -> str:
     with ExitStack() as stack:
         window = _window(args, stack)
         path = name_video(args.output, camera_name(), args.heatmaps) if args.output else None
-        _keep([path] if path else [], args.json)
+        _keep([], [path] if path else [], args)
         source = stack.enter_context(Camera(args.webcam))
         predictor = _predictor(args)
         rows = stack.enter_context(JsonListWriter(args.json)) if args.json else None
@@ -212,10 +220,17 @@ def _drawing_options(args: argparse.Namespace) -> DrawingOptions:
     )
 
 
-def _keep(files: Sequence[str], json: str | None) -> None:
-    """Raises a ValueError where the JSON would overwrite an input or a picture."""
-    if json and os.path.realpath(json) in {os.path.realpath(file) for file in files}:
-        raise ValueError(f"--json {json} is a file of another use: name another")
+def _keep(inputs: Iterable[str], drawn: Collection[str], args: argparse.Namespace) -> None:
+    """Raises a ValueError where the JSON would be an input or a picture, or a folder of these."""
+    if not args.json:
+        return
+    files = [*inputs, *drawn]
+    if args.heatmaps:
+        files += map(heatmap_file, drawn)
+    path = Path(os.path.realpath(args.json))
+    for file in map(Path, map(os.path.realpath, files)):
+        if path == file or path in file.parents or file in path.parents:
+            raise ValueError(f"--json {args.json} is a file of another use: name another")
 
 
 def _where(output: str | None, json: str | None) -> str:

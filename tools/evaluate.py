@@ -94,16 +94,27 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--curves {args.curves} is a file: name a folder, or a .png")
     if args.output and Path(args.output).is_dir():
         raise ValueError(f"--output {args.output} is a folder: name a file")
-    if args.output and Path(args.output).resolve() in (
-        Path(args.results).resolve(),
-        Path(args.annotations).resolve(),
-    ):
+    read = {Path(args.results).resolve(), Path(args.annotations).resolve()}
+    output = Path(args.output).resolve() if args.output else None
+    if output in read:
         raise ValueError(f"--output {args.output} would overwrite what is read: name another file")
+    for file in curve_files(args.curves) if args.curves else ():
+        if file.resolve() in read:
+            raise ValueError(f"--curves {args.curves} would overwrite {file}: name another")
+        if file.resolve() == output:
+            raise ValueError(f"--curves {args.curves} writes {file}, too: name another --output")
 
 
 def is_picture(target: str) -> bool:
     """Whether --curves names one picture, not a folder."""
     return target.lower().endswith(".png")
+
+
+def curve_files(target: str) -> list[Path]:
+    """All that `save_curves` may write: pictures, and the numbers beside them."""
+    pictures = [Path(target)] if is_picture(target) else []
+    pictures = pictures or [Path(target, name) for name in CURVE_FILES.values()]
+    return [*pictures, *(picture.with_suffix(".json") for picture in pictures)]
 
 
 def save_curves(target: str, curves: dict[str, Curves]) -> None:

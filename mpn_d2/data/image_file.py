@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, ImageOps
 
+_LARGEST_8_BIT = 2**8 - 1
 _LARGEST_16_BIT = 2**16 - 1
+
+# Pillow warns of pictures of half its limit and more. Not by catch_warnings around each picture:
+# it makes all other warnings that are shown once come again.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_pose_image(
@@ -23,7 +29,8 @@ def read_pose_image(
     """Reads an image as 8-bit colour.
 
     Grey, black-and-white, palette, CMYK and transparent pictures become colour (transparency is
-    dropped); 16-bit grey is scaled to 8 bits.
+    dropped); 16-bit grey is scaled to 8 bits. 32-bit grey is taken as 8-bit where no value is more
+    than 255, else as 16-bit.
 
     A camera's note of how it was held (EXIF) is followed, as in Detectron2. Annotations may have
     been made without it, though: where only the unturned picture has the annotated size, that is
@@ -40,8 +47,8 @@ def read_pose_image(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read or has another size than annotated; one line with file and
-            id.
+        ValueError: it cannot be read, is larger than Pillow's limit of 179 megapixels or has
+            another size than annotated; one line with file and id.
     """
     where = f"image {os.fspath(file_name)}"
     if image_id is not None:
@@ -52,6 +59,9 @@ def read_pose_image(
             image.load()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where} not found") from error
+    except Image.DecompressionBombError as error:
+        limit = round(2 * Image.MAX_IMAGE_PIXELS / 1e6)
+        raise ValueError(f"{where} is larger than {limit} megapixels: reduce it") from error
     except Exception as error:  # Pillow raises very different ones for broken files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{where} cannot be read: {reason}") from error
@@ -82,8 +92,10 @@ def _eight_bits(image: Image.Image, where: str) -> Image.Image:
         )
     if not image.mode.startswith("I"):
         return image
-    # Mode "I" has 32 bits, but is what Pillow makes of some 16-bit files.
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > _LARGEST_16_BIT:
         raise ValueError(f"{where} has more than 16 bits a pixel: save it with 8 or 16")
+    # Mode "I" has 32 bits, but is what Pillow makes of PGM files of 16, too.
+    if image.mode == "I" and image.format != "PPM" and values.max() <= _LARGEST_8_BIT:
+        return Image.fromarray(values.astype("u1"))
     return Image.fromarray(((values * 255 + _LARGEST_16_BIT // 2) // _LARGEST_16_BIT).astype("u1"))

@@ -179,7 +179,7 @@ def heatmap_file(path: str) -> str:
 def name_ids(files: Sequence[str]) -> dict[str, int | str]:
     """`image_id` of each file: its stem where that is a number, as in COCO, else its name.
 
-    A file whose id another one already has gets its path.
+    A file whose id another one already has gets its path; if that is an id too, its whole path.
     """
     ids: dict[str, int | str] = {}
     taken: set[int | str] = set()
@@ -187,6 +187,7 @@ def name_ids(files: Sequence[str]) -> dict[str, int | str]:
         path = Path(file)
         numeric = path.stem.isascii() and path.stem.isdecimal()
         image_id: int | str = int(path.stem) if numeric else path.name
-        ids[file] = file if image_id in taken else image_id
+        choices = (image_id, file, os.path.abspath(file))
+        ids[file] = next((c for c in choices if c not in taken), choices[-1])
         taken.add(ids[file])
     return ids

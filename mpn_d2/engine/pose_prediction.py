@@ -95,6 +95,8 @@ class PosePrediction:
     def to_coco(self, image_id: int | str) -> list[dict]:
         """COCO results, one row a person, as pycocotools loads them (COCO.loadRes).
 
+        Of nobody, []; a file with that alone is an IndexError in pycocotools.
+
         Keys: image_id, category_id (1), bbox (x, y, width, height), score (the box's), keypoints
         (3 K numbers; pixel indices, which lie half a pixel lower), pose_score, and track_id where
         people have numbers. A person without any joint has zeros.

@@ -16,7 +16,7 @@ from mpn_d2.engine.image_drawing import DrawingOptions, DrawingReport, heatmap_f
 from mpn_d2.engine.pose_prediction import PosePrediction
 from mpn_d2.engine.pose_predictor import PosePredictor
 from mpn_d2.utils.background import Finisher, ReadAhead
-from mpn_d2.utils.files import JsonListWriter
+from mpn_d2.utils.files import JsonListWriter, check_folder
 from mpn_d2.utils.video import Camera, Frame, VideoReader, VideoWriter, check_video_suffix
 
 # Batches that wait before the network, and frames that wait behind it.
@@ -102,7 +102,9 @@ class DrawnFrames:
             fps: frames a second of the video.
             rows: takes people in COCO's result format with `frame`, which is the image_id, and
                 `time` in seconds.
-            live: frames come as their times say, with gaps: they are repeated to fill these.
+            live: frames come as their times say, with gaps: they are repeated to fill these. Then
+                `frame` counts those of the recording, and a frame that has no place in it (they
+                come faster than `fps`) has no rows; without a recording, those of the source.
 
         Raises:
             ValueError: a suffix that cannot be written.
@@ -133,14 +135,15 @@ class DrawnFrames:
         pictures = [self.newest]
         if len(self._videos) > 1:
             pictures.append(people.draw_heatmaps(frame.image))
+        index, copies = frame.index, 1
+        if self._live and self._videos:
+            index = round(frame.time * self._fps)
+            copies = max(index + 1 - self._videos[0].written, 0)
         for video, picture in zip(self._videos, pictures, strict=False):
-            copies = 1
-            if self._live:
-                copies = max(round(frame.time * self._fps) + 1 - video.written, 0)
             video.write(picture, copies)
-        if self._rows is not None:
-            place = {"frame": frame.index, "time": round(frame.time, 6)}
-            self._rows.extend({**row, **place} for row in people.to_coco(frame.index))
+        if self._rows is not None and copies:
+            place = {"frame": index, "time": round(frame.time, 6)}
+            self._rows.extend({**row, **place} for row in people.to_coco(index))
 
     @property
     def cut(self) -> bool:
@@ -155,11 +158,13 @@ def name_video(output: str, source: str, heatmaps: bool = False) -> str:
 
     Raises:
         ValueError: a suffix that cannot be written, or the video would overwrite its source.
+        OSError: a file is in the place of its folder.
     """
     path = output
     if os.path.isdir(output) or output.endswith(os.sep) or not Path(output).suffix:
         path = os.path.join(output, f"{Path(source).stem}.mp4")
     check_video_suffix(path)
+    check_folder(os.path.dirname(path))
     for written in (path, heatmap_file(path)) if heatmaps else (path,):
         if os.path.isdir(written):
             raise ValueError(f"{written} is a folder: name another output")

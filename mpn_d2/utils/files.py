@@ -10,6 +10,19 @@ from pathlib import Path
 from typing import TextIO
 
 
+def check_folder(folder: str | os.PathLike) -> None:
+    """Raises an OSError where a folder cannot be made because a file is in its place or above."""
+    for place in (Path(folder), *Path(folder).parents):
+        if os.path.lexists(place) and not os.path.isdir(place):
+            raise NotADirectoryError(f"folder {folder} cannot be made: {place} is a file")
+
+
+def make_folder(folder: str | os.PathLike) -> None:
+    """Makes a folder and those above it where they are missing; OSError as `check_folder`."""
+    check_folder(folder)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+
+
 def write_text_atomically(path: str | os.PathLike, text: str) -> None:
     """Writes a text file (UTF-8) so that a reader finds the old content or the new, never half.
 
@@ -26,7 +39,7 @@ def replaced_when_done(path: str | os.PathLike) -> Iterator[Path]:
     For files of any kind; otherwise as `write_text_atomically`.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
         yield partial
@@ -48,7 +61,7 @@ class JsonListWriter:
         self._file: TextIO | None = None
 
     def __enter__(self) -> JsonListWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         self._file = open(self._partial, "w", encoding="utf-8")
         self._file.write("[")
         return self

@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from mpn_d2.utils.files import make_folder
+
 # What OpenCV's own builds can write everywhere; H.264 is in none of them.
 CODECS = {".avi": "MJPG", ".m4v": "mp4v", ".mkv": "mp4v", ".mov": "mp4v", ".mp4": "mp4v"}
 CODECS |= {".webm": "VP80"}
@@ -220,7 +222,7 @@ class VideoWriter:
     def _open(self, image_rgb: np.ndarray) -> None:
         height, width = image_rgb.shape[:2]
         self._size = (width, height)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         codec = CODECS[self.path.suffix.lower()]
         backend = cv2.CAP_ANY
         if height % 2 or width % 2:

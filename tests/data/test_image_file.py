@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import runpy
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mpn_d2.data import image_file
 from mpn_d2.data.image_file import read_pose_image
 
 COLOR = (200, 100, 50)
@@ -51,6 +54,42 @@ def test_16_bits_are_scaled_not_cut(tmp_path: Path, suffix: str) -> None:
     Image.fromarray(values).save(file)
     image = read_pose_image(file, "RGB")
     assert (image == np.round(values / 257)[..., None]).all()
+
+
+def test_32_bits_with_8_bit_values_are_not_black(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 100, 255], [7, 8, 9, 10]], np.int32)
+    Image.fromarray(values).save(tmp_path / "grey.tif")
+    assert (read_pose_image(tmp_path / "grey.tif", "RGB") == values[..., None]).all()
+    values[0, 3] = 256  # no 8 bits any more
+    Image.fromarray(values).save(tmp_path / "grey.tif")
+    assert read_pose_image(tmp_path / "grey.tif", "RGB").max() == 1
+    # A dark picture of 16 bits: Pillow has the same mode for it, but the file tells.
+    (tmp_path / "dark.pgm").write_bytes(b"P5 2 1 65535\n" + bytes([0, 255, 0, 0]))
+    with Image.open(tmp_path / "dark.pgm") as image:
+        assert image.mode == "I"
+    assert read_pose_image(tmp_path / "dark.pgm", "RGB").max() == 1
+
+
+def test_size_that_is_too_large(tmp_path: Path) -> None:
+    file = tmp_path / "map.png"
+    Image.new("1", (20000, 10000)).save(file)
+    with pytest.raises(
+        ValueError, match=r"image .*map\.png is larger than 179 megapixels: reduce it$"
+    ):
+        read_pose_image(file, "RGB")
+
+
+def test_large_images_make_no_noise(tmp_path: Path, monkeypatch) -> None:
+    """With the module loaded anew: pytest has its own filters."""
+    Image.fromarray(_picture()).save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Image.open(tmp_path / "image.png").close()
+        assert [w.category for w in caught] == [Image.DecompressionBombWarning]
+        read = runpy.run_path(image_file.__file__)["read_pose_image"]
+        assert (read(tmp_path / "image.png", "RGB") == _picture()).all()
+    assert len(caught) == 1
 
 
 def test_numbers_that_are_no_picture(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ def test_same_names_do_not_overwrite_one_another():
     ]
     ids = name_ids(["a/0012.jpg", "b/0012.jpg", "a/x.jpg", "b/x.jpg", "²3.jpg"])
     assert list(ids.values()) == [12, "b/0012.jpg", "x.jpg", "b/x.jpg", "²3.jpg"]
+    ids = name_ids(["x/a.jpg", "a.jpg", "y/a.jpg"])
+    assert list(ids.values()) == ["a.jpg", os.path.abspath("a.jpg"), "y/a.jpg"]
 
 
 def test_heatmaps_overwrite_nothing():

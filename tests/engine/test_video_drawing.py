@@ -190,6 +190,29 @@ def test_recordings_keep_the_time_whatever_is_dropped(predictor: PosePredictor, 
     assert strongest == [0, 2, 2, 2, 2, 2, 1]
 
 
+def test_rows_of_a_camera_are_those_of_its_recording(predictor: PosePredictor, tmp_path: Path):
+    """`frame` finds the person of that colour; what comes too fast is in neither."""
+    people = [("red", 0), ("blue", 0.46), ("red", 0.54), (None, 0.58)]
+
+    def record(path: str | None) -> list[dict]:
+        with (
+            JsonListWriter(tmp_path / "a.json") as rows,
+            DrawnFrames(DrawingOptions(mask=False), path, FPS, rows=rows, live=True) as drawn,
+        ):
+            for i, (name, seconds) in enumerate(people):
+                image = scene({name: (20, 5, 60, 60)} if name else {}, (64, 96))
+                drawn((Frame(10 + i, seconds, image), predictor(image)))
+        return json.loads((tmp_path / "a.json").read_text())
+
+    rows = record(str(tmp_path / "a.avi"))
+    assert [(r["frame"], r["image_id"], r["time"]) for r in rows] == [(0, 0, 0), (5, 5, 0.46)]
+    with VideoReader(tmp_path / "a.avi") as video:
+        strongest = [int(f.image[50, 55].argmax()) for f in video]
+    assert len(strongest) == 7 and [strongest[r["frame"]] for r in rows] == [0, 2]
+    # Without a recording, the camera's own numbers.
+    assert [(r["frame"], r["time"]) for r in record(None)] == [(10, 0), (11, 0.46), (12, 0.54)]
+
+
 def test_a_slow_network_gets_the_newest_frame(tmp_path: Path, predictor: PosePredictor):
     far = threading.Event()
     Hooked.at[0] = lambda: far.wait(WAIT)

@@ -1,4 +1,4 @@
-"""tools/demo.py on videos and cameras; the network finds coloured squares."""
+"""tools/demo.py on videos and cameras, and mistakes; the network finds coloured squares."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import importlib.util
 import io
 import json
 import re
+import time
 from pathlib import Path
 from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 from square_people import NETWORK, K, SquareNetwork, scene
 
@@ -156,6 +158,10 @@ def test_odd_sides_are_told(run, tmp_path: Path, capsys):
         assert next(iter(video)).image.shape == (51, 61, 3)
 
 
+VIDEO, IMAGE = ["--video-input", "walk.avi"], ["--input", "a.png"]
+NO_FOLDER = "folder notes.mp4.* cannot be made: notes.mp4 is a file"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -174,6 +180,21 @@ def test_odd_sides_are_told(run, tmp_path: Path, capsys):
         (["--webcam", "96", "--output", "o"], "camera 96 cannot be opened"),
         (["--webcam", "-3", "--output", "o"], "camera -3 cannot be opened"),
         (["--webcam"], "no display .*give --output to record instead"),
+        (["--webcam", "--output", "o", "--batch-size", "2"], "--batch-size is for images and v"),
+        (["--webcam", "--heatmaps"], "--heatmaps are written, not shown"),
+        # What is to be a folder is a file.
+        ([*VIDEO, "--output", "notes.mp4/o.mp4", "--json", "new/p.json"], NO_FOLDER),
+        ([*VIDEO, "--output", "o", "--json", "notes.mp4/p.json"], NO_FOLDER),
+        ([*IMAGE, "--output", "notes.mp4/o"], NO_FOLDER),
+        ([*IMAGE, "--output", "o", "--json", "notes.mp4/p.json"], NO_FOLDER),
+        (["--webcam", "--output", "notes.mp4/o"], NO_FOLDER),
+        # The JSON is something else, or the folder of something else.
+        ([*IMAGE, "--output", "o", "--json", "o"], "--json o is a file of another use"),
+        ([*IMAGE, "--output", "o/p", "--json", "o"], "--json o is"),
+        ([*IMAGE, "--output", "o", "--json", "o/a.png/p.json"], "--json o/a.png/p.json is"),
+        ([*IMAGE, "--output", "o", "--json", "o/a_heatmaps.png", "--heatmaps"], "--json o/a_heat"),
+        ([*VIDEO, "--output", "o", "--json", "o"], "--json o is"),
+        ([*VIDEO, "--output", "o", "--json", "o/walk_heatmaps.mp4", "--heatmaps"], "--json o/w"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
@@ -185,6 +206,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     walk(tmp_path / "walk.avi", 2)
     (tmp_path / "notes.mp4").write_text("words")
     (tmp_path / "empty.mp4").touch()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     assert run(*arguments) == 2
     captured = capfd.readouterr()
@@ -196,7 +218,9 @@ def test_mistakes_are_one_line_and_leave_nothing(
 
 
 class FakeCamera:
-    """cv2.VideoCapture of a camera that stops after `COUNT` frames."""
+    """cv2.VideoCapture of a camera that stops after some frames."""
+
+    frames = COUNT
 
     def __init__(self, _: int) -> None:
         self.count = 0
@@ -210,7 +234,7 @@ class FakeCamera:
     def read(self) -> tuple[bool, np.ndarray | None]:
         self.count += 1
         image = scene({"red": (10, 8, 34, 64)}, SIZE)
-        return self.count <= COUNT, np.ascontiguousarray(image[..., ::-1])
+        return self.count <= self.frames, np.ascontiguousarray(image[..., ::-1])
 
     def release(self) -> None:
         pass
@@ -235,16 +259,53 @@ def test_webcam_records_without_a_display(run, tmp_path: Path, monkeypatch, caps
         assert reader.fps == 10 and list(reader)
 
 
-def test_webcam_in_a_window(run, monkeypatch, capsys):
+class LastingCamera(FakeCamera):
+    """A picture every 2 ms, for longer than any test shows it."""
+
+    frames = 1000
+
+    def read(self) -> tuple[bool, np.ndarray | None]:
+        time.sleep(0.002)
+        return super().read()
+
+
+def _window_of(count: int, how: str, monkeypatch) -> tuple[list, list]:
+    """A made-up window that the user ends at this picture; (pictures, titles closed)."""
+    shown, closed = [], []
+
+    def ended() -> bool:
+        return len(shown) >= count
+
+    def visible(*_: object) -> float:
+        if how == "closed in Qt" and ended():
+            raise cv2.error("NULL guiReceiver")
+        return {"Q in GTK": -1, "closed": 0 if ended() else 1}.get(how, 1)
+
+    def destroy(title: str) -> None:
+        closed.append(title)
+        if how == "closed in Qt":
+            raise cv2.error("NULL guiReceiver")
+
     monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(cv2, "VideoCapture", FakeCamera)
     monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
-    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: 1)
-    closed, shown = [], []
-    monkeypatch.setattr(cv2, "destroyWindow", closed.append)
     monkeypatch.setattr(cv2, "imshow", lambda _, image: shown.append(image))
-    monkeypatch.setattr(cv2, "waitKey", lambda _: ord("q") if len(shown) >= 2 else -1)
-    code = run("--webcam")
-    # The camera may have ended before the second picture.
-    assert code in (0, 1) and closed == ["mpn_d2"]
-    assert "people shown" in capsys.readouterr().out
+    monkeypatch.setattr(cv2, "waitKey", lambda _: ord("q") if how[0] == "Q" and ended() else -1)
+    monkeypatch.setattr(cv2, "getWindowProperty", visible)
+    monkeypatch.setattr(cv2, "destroyWindow", destroy)
+    return shown, closed
+
+
+@pytest.mark.parametrize("how", ["Q", "Q in GTK", "closed", "closed in Qt"])
+def test_webcam_in_a_window(run, tmp_path: Path, monkeypatch, capsys, how: str):
+    real = cv2.VideoCapture
+    fake = lambda source: LastingCamera(source) if isinstance(source, int) else real(source)  # noqa: E731
+    monkeypatch.setattr(cv2, "VideoCapture", fake)
+    shown, closed = _window_of(3, how, monkeypatch)
+    output = ["--output", tmp_path / "o.avi"] if how != "Q" else []
+    assert run("--webcam", *output) == 0
+    assert len(shown) == 3 and closed == ["mpn_d2"]
+    assert shown[0].shape == (*SIZE, 3)
+    assert ("people drawn in" if output else "people shown") in capsys.readouterr().out
+    if output:
+        with VideoReader(tmp_path / "o.avi") as video:
+            assert list(video)

@@ -167,6 +167,31 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert json.loads((tmp_path / "results.json").read_text()) == rows
 
 
+@pytest.mark.parametrize(
+    ("curves", "output", "words"),
+    [
+        ("results.png", None, "--curves results.png would overwrite results.json"),
+        ("truth.PNG", None, "--curves truth.PNG would overwrite truth.json"),
+        ("sub/../results.png", None, "would overwrite"),
+        ("m.png", "m.json", "--curves m.png writes m.json, too"),
+        ("m.png", "m.png", "--curves m.png writes m.png, too"),
+        ("c", "c/keypoints_curves.json", "--curves c writes c/keypoints_curves.json, too"),
+    ],
+)
+def test_curves_overwrite_nothing(
+    tmp_path: Path, monkeypatch, curves: str, output: str | None, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "results.json", noisy_rows())
+    (tmp_path / "truth.json").write_bytes(ANNOTATIONS.read_bytes())
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
+    line = ["--results", "results.json", "--annotations", "truth.json", "--curves", curves]
+    with pytest.raises(ValueError, match=words):
+        tool.main(tool.parse_args([*line, *(["--output", output] if output else [])]))
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == before
+
+
 def test_as_a_command(tmp_path: Path) -> None:
     results = write(tmp_path / "results.json", noisy_rows())
     arguments = ["--results", results, "--annotations", str(ANNOTATIONS)]

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from mpn_d2.utils.files import JsonListWriter, write_text_atomically
+from mpn_d2.utils.files import JsonListWriter, make_folder, write_text_atomically
 
 
 def test_writes_replaces_and_makes_folders(tmp_path):
@@ -30,6 +30,23 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_text_atomically(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "file").write_text("old")
+    for folder in ("file", "file/a/b"):
+        words = f"folder .*{folder} cannot be made: .*/file is a file$"
+        with pytest.raises(OSError, match=words):
+            make_folder(tmp_path / folder)
+        with pytest.raises(OSError, match=words):
+            write_text_atomically(tmp_path / folder / "a.txt", "new")
+        with pytest.raises(OSError, match=words), JsonListWriter(tmp_path / folder / "a.json"):
+            pass
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "old"
+    (tmp_path / "link").symlink_to(tmp_path / "new", target_is_directory=True)
+    make_folder(tmp_path / "new" / "a")
+    make_folder(tmp_path / "link" / "b")
+    assert sorted(os.listdir(tmp_path / "new")) == ["a", "b"]
 
 
 def test_json_list_is_written_piece_by_piece(tmp_path):

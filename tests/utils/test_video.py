@@ -11,7 +11,6 @@ from PIL import Image
 
 from mpn_d2.utils import video
 from mpn_d2.utils.video import CODECS, Camera, VideoReader, VideoWriter, check_video_suffix
-from mpn_d2.utils.window import Window
 
 COLORS = [(200, 40, 40), (40, 200, 40), (40, 40, 200)]
 
@@ -247,7 +246,7 @@ def test_no_frame_at_all(tmp_path: Path, capture):
             list(reader)
 
 
-# ------------------------------------------------------------------- cameras and windows
+# ------------------------------------------------------------------- cameras
 
 
 def test_cameras(capture, monkeypatch):
@@ -273,36 +272,3 @@ def test_camera_that_cannot_be_opened(index: int, capfd):
     with pytest.raises(ValueError, match=f"camera {index} cannot be opened"):
         Camera(index)
     assert capfd.readouterr().err == ""
-
-
-def test_no_window_without_display_or_without_support(monkeypatch, capfd):
-    monkeypatch.setattr("sys.platform", "linux")
-    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ValueError, match="no display"):
-        Window("a")
-    monkeypatch.setenv("DISPLAY", ":0")
-
-    def refuse(*_: object) -> None:
-        raise cv2.error("The function is not implemented. Rebuild the library")
-
-    monkeypatch.setattr(cv2, "namedWindow", refuse)
-    with pytest.raises(ValueError, match="no windows"):
-        Window("a")
-    assert capfd.readouterr().err == ""
-
-
-def test_window_shows_until_the_user_has_enough(monkeypatch):
-    shown = []
-    keys = iter([-1, ord("q"), 27, -1])
-    visible = iter([1, 1, 1, 0])
-    monkeypatch.setenv("DISPLAY", ":0")
-    monkeypatch.setattr(cv2, "namedWindow", lambda *_: None)
-    monkeypatch.setattr(cv2, "imshow", lambda _, image: shown.append(image))
-    monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys))
-    monkeypatch.setattr(cv2, "getWindowProperty", lambda *_: next(visible))
-    window = Window("a")
-    red = np.zeros((2, 2, 3), np.uint8)
-    red[..., 0] = 255
-    assert [window.show(red) for _ in range(4)] == [True, False, False, False]
-    assert shown[0][0, 0].tolist() == [0, 0, 255]
