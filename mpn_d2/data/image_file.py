@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
@@ -13,10 +12,6 @@ from PIL import ExifTags, Image, ImageOps
 
 _LARGEST_8_BIT = 2**8 - 1
 _LARGEST_16_BIT = 2**16 - 1
-
-# Pillow warns of pictures of half its limit and more. Not by catch_warnings around each picture:
-# it makes all other warnings that are shown once come again.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def read_pose_image(

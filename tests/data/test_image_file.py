@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import runpy
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mpn_d2.data import image_file
 from mpn_d2.data.image_file import read_pose_image
 
 COLOR = (200, 100, 50)
@@ -77,19 +74,6 @@ def test_size_that_is_too_large(tmp_path: Path) -> None:
         ValueError, match=r"image .*map\.png is larger than 179 megapixels: reduce it$"
     ):
         read_pose_image(file, "RGB")
-
-
-def test_large_images_make_no_noise(tmp_path: Path, monkeypatch) -> None:
-    """With the module loaded anew: pytest has its own filters."""
-    Image.fromarray(_picture()).save(tmp_path / "image.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        Image.open(tmp_path / "image.png").close()
-        assert [w.category for w in caught] == [Image.DecompressionBombWarning]
-        read = runpy.run_path(image_file.__file__)["read_pose_image"]
-        assert (read(tmp_path / "image.png", "RGB") == _picture()).all()
-    assert len(caught) == 1
 
 
 def test_numbers_that_are_no_picture(tmp_path: Path) -> None:
