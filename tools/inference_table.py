@@ -163,7 +163,9 @@ def row_options(images: Images, runs: Path) -> dict[str, list[str]]:
     total: list[str] = []
     for step in ordered:
         total = [*total, *steps[step]]
-        rows[f"+{step}"] = total
+        # On top of nothing it is the step by itself.
+        if step != ordered[0]:
+            rows[f"+{step}"] = total
     rows["soft_nms"] = ["MODEL.RETINANET.NMS", "soft_gaussian"]
     pooled = [*steps["flip"], *steps["scales"], "TTA.FUSION", "poses", "OKS_NMS.MODE"]
     rows["poses"], rows["poses_soft"] = [*pooled, "hard"], [*pooled, "soft"]

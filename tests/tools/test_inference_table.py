@@ -33,7 +33,7 @@ def test_a_try_trains_and_measures_beside_the_docs(tool, tmp_path, capsys):
     stages = [f"STAGES.{stage}.SOLVER.MAX_ITER" for stage in ("KEYPOINT", "PERSON", "ASSEMBLY")]
     once = [word for key in stages for word in (key, "1")]
     args = tool.parse_args(
-        ["--images", "sample", "--runs", str(tmp_path), "--rows", "single", "+flip", "poses_soft"]
+        ["--images", "sample", "--runs", str(tmp_path), "--rows", "single", "flip", "poses_soft"]
         + ["--opts", *TINY, *once]
     )
     tool.main(args)
@@ -43,7 +43,7 @@ def test_a_try_trains_and_measures_beside_the_docs(tool, tmp_path, capsys):
     assert set(tool.tables(results)) == {"sample/unseen", "sample/fitted"}
     assert all(f"{row}/keypoints/AP" in results["metrics"] for row in rows)
     commands = {row: results["runs"][f"sample/unseen/{row}"]["row_command"] for row in args.rows}
-    assert "TTA" not in commands["single"] and "TTA.FLIP True" in commands["+flip"]
+    assert "TTA" not in commands["single"] and "TTA.FLIP True" in commands["flip"]
     assert "--eval-only" in commands["single"] and "MODEL.PRN.NODES 8" in commands["single"]
     assert (tmp_path / "try" / "demo" / "model_final.pth").is_file()
     assert not (tmp_path / "demo").exists()
@@ -56,6 +56,7 @@ def test_rows_are_one_step_or_all_up_to_it(tool):
     assert rows["single"] == []
     steps = [row for row in rows if row in tool.STEPS]
     assert steps == list(tool.STEPS)
+    assert "+flip" not in rows and rows["+scales"] == [*rows["flip"], *rows["scales"]]
     assert rows["+oks_nms"] == [word for step in steps for word in rows[step]]
     assert rows["poses"][-2:] == ["OKS_NMS.MODE", "hard"]
     assert "REFINE.CONFIG" not in str(tool.row_options(tool.IMAGES["sample"], Path("runs")))
