@@ -187,7 +187,7 @@ def test_without_people_or_height_the_scale_is_that_of_resize() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"AUGMENTATION": "crops"}, r"INPUT\.AUGMENTATION is 'crops'.*resize, crop"),
+        ({"AUGMENTATION": "crops"}, r"INPUT\.AUGMENTATION is 'crops'.*resize, resize_crop, crop"),
         ({"CROP_CENTER": "men"}, r"INPUT\.CROP_CENTER is 'men'.*person, crowd, either"),
         ({"CROP_SIZE": 0}, r"INPUT\.CROP_SIZE is 0"),
         ({"SCALE_FACTOR": (1.2, 0.8)}, r"INPUT\.SCALE_FACTOR is \(1\.2, 0\.8\)"),
