@@ -56,7 +56,8 @@ def add_regression_keys(cfg: CN) -> None:
     cfg.MODEL.POSE_REGRESSION.PSM.WEIGHT_REGRESSION = True
 
     cfg.MODEL.POSE_REGRESSION.HEATMAP = CN()
-    # Branch that learns in which cells of the finest level joints are; training alone. [paper: True]
+    # Branch that learns in which cells of the finest level joints are; training alone.
+    # [paper: True]
     cfg.MODEL.POSE_REGRESSION.HEATMAP.ENABLED = True
     # Channels of its convolutions. [SMPR: 128]
     cfg.MODEL.POSE_REGRESSION.HEATMAP.DIM = 128

@@ -1,8 +1,8 @@
 """Features read where a pose lies (spec section 5; paper eq. 6-7, `F* = Align(F, Sample(P))`).
 
 Both modes are torchvision's deformable convolution, which runs forward and backward on CPU and GPU
-(Detectron2's own has no CPU backward). Letters: N images, C channels, K keypoint types, H x W cells.
-Offsets are x, y by joint in cells of the level, as in codecs/offsets.py.
+(Detectron2's own has no CPU backward). Letters: N images, C channels, K keypoint types, H x W
+cells. Offsets are x, y by joint in cells of the level, as in codecs/offsets.py.
 
 Export: neither of PyTorch's ONNX exporters translates torchvision::deform_conv2d. Two ways: a
 translation of our own to ONNX's DeformConv (opset 19; its inputs are X, W, offset, B, its offsets

@@ -3,8 +3,8 @@
 Sun, Xiao, Liu, Wang: Deep High-Resolution Representation Learning for Human Pose Estimation, CVPR
 2019, figure 1 and section 3: branch i has 2^i times the stride and the channels of branch 0; every
 module of a stage runs four residual blocks a branch and then adds all branches to each other.
-ImageNet weights: a checkpoint of timm's `hrnet_w32` fits name by name (docs/pose_regression.md); what
-it has for the classification alone is left out.
+ImageNet weights: a checkpoint of timm's `hrnet_w32` fits name by name (docs/pose_regression.md);
+what it has for the classification alone is left out.
 """
 
 from __future__ import annotations

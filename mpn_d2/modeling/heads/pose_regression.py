@@ -1,8 +1,8 @@
 """The dense head that regresses a whole pose from every location of every pyramid level.
 
-Multi-Person Pose Regression via Pose Filtering and Scoring; spec sections 4 and 5. All levels share
-the layers; one learned factor per level and offset output. Letters: N images, C channels, K keypoint
-types, H x W cells of a level.
+Multi-Person Pose Regression via Pose Filtering and Scoring; spec sections 4 and 5. All levels
+share the layers; one learned factor per level and offset output. Letters: N images, C channels, K
+keypoint types, H x W cells of a level.
 """
 
 from __future__ import annotations
@@ -130,8 +130,8 @@ class PoseOffsetHead(nn.Module):
 
     def layers(self, features: list[torch.Tensor]) -> LocationOutputs:
         """Levels (N, C, H_l, W_l), fine to coarse -> outputs at every location."""
-        outputs = LocationOutputs([], [], [])
-        scores, centerness = [], []
+        outputs = LocationOutputs([], [])
+        final, scores, centerness = [], [], []
         for level, feature in enumerate(features):
             pose_feature, cls_feature = self.pose_tower(feature), self.cls_tower(feature)
             # float32 whatever the autocast type: places far from a location need its digits.
@@ -143,22 +143,19 @@ class PoseOffsetHead(nn.Module):
                 cls_feature = self.cls_alignment(cls_feature, first.detach())
             outputs.cls_logits.append(self.cls_output(cls_feature))
             outputs.first_offsets.append(first)
-            outputs.final_offsets.append(self._refined(first, aligned, level))
+            if self.final_output is not None:
+                change = self.final_output(aligned).float() * self.final_scales[level]
+                final.append(first.detach() + change)
             if self.scorer is not None:
                 scores.append(self.scorer(aligned))
             if self.centerness_output is not None:
                 centerness.append(self.centerness_output(pose_feature))
+        outputs.final_offsets = final or None
         outputs.score_logits = scores or None
         outputs.centerness_logits = centerness or None
         if self.joint_maps is not None and self.training:
             outputs.joint_logits = self.joint_maps(features[0])
         return outputs
-
-    def _refined(self, first: torch.Tensor, aligned: torch.Tensor, level: int) -> torch.Tensor:
-        if self.final_output is None:
-            return first
-        change = self.final_output(aligned).float() * self.final_scales[level]
-        return first.detach() + change
 
 
 def _tower(in_channels: int, channels: int, num_convs: int, norm: str) -> nn.Sequential:
