@@ -37,7 +37,8 @@ TEST_SCORES = ("cls", "centerness", "psm")
 class PoseRegression(FCOS):
     """FCOS whose locations regress poses in place of boxes, filtered and scored by OKS.
 
-    Shared with FCOS: input, anchor points and levels, constants of the candidates. One part, "pose", which trains whole.
+    Shared with FCOS: input, anchor points and levels, constants of the candidates. One part,
+    "pose", which trains whole.
     """
 
     @configurable

@@ -1,7 +1,7 @@
 """The losses of pose regression (spec sections 8 to 10).
 
-Letters: N images, R locations of all levels, M positive ones, m of one image, P people of one image,
-K keypoint types.
+Letters: N images, R locations of all levels, M positive ones, m of one image, P people of one
+image, K keypoint types.
 """
 
 from __future__ import annotations
