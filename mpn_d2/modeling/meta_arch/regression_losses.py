@@ -63,7 +63,8 @@ class PoseRegressionLosses:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> PoseRegressionLosses:
         """Those that MODEL.POSE_REGRESSION and MODEL.RETINANET.FOCAL_LOSS_* mean."""
-        keys, weights = cfg.MODEL.POSE_REGRESSION, cfg.MODEL.POSE_REGRESSION.LOSS
+        keys = cfg.MODEL.POSE_REGRESSION
+        weights = cfg.MODEL.POSE_REGRESSION.LOSS
         oks_filter = None
         if keys.FILTER.ENABLED:
             oks_filter = OKSFilter(keys.FILTER.THRESH, keys.FILTER.KEEP_BEST)
