@@ -70,3 +70,10 @@ def test_tables_of_assembling_show_the_results():
 def test_tables_of_inference_show_the_results():
     results = json.loads((DOCS / "results" / "inference.json").read_text())
     assert_shown("inference.md", tool("inference_table").tables(results))
+
+
+def test_tables_of_pose_regression_show_the_results():
+    """Dashes for what was not run yet."""
+    path = DOCS / "results" / "pose_regression.json"
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    assert_shown("pose_regression.md", tool("train_regression").tables(content))
