@@ -15,7 +15,7 @@ from mpn_d2.config import load_config
 REPO = Path(__file__).resolve().parents[2]
 TINY = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.MAX_ITER", "2"]
 TINY += ["SOLVER.IMS_PER_BATCH", "2", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
-TINY += ["SOLVER.AMP.ENABLED", "False", "MODEL.FPN.OUT_CHANNELS", "32"]
+TINY += ["SOLVER.AMP.ENABLED", "False"]
 PAPER_ROWS = ["baseline", "align", "sampling", "heatmap", "filter"]
 
 
