@@ -6,7 +6,9 @@ import hashlib
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
+from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.modeling.backbone import HighResolutionPyramid, HRNet
 
 # Of timm 1.0.31's hrnet_w32 without what it has for classification alone (HEAD): names and shapes
@@ -48,6 +50,24 @@ def test_the_same_features_as_timm():
         expected, found = theirs(image)[-4:], ours(image)
     for a, b in zip(expected, found.values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_timms_checkpoint_fills_the_backbone(paper_config, tmp_path):
+    """As docs/pose_regression.md says; what timm has for classification is left out."""
+    source = HRNet(norm="BN")
+    state = {name: torch.rand_like(value.float()) for name, value in source.state_dict().items()}
+    state |= {"classifier.weight": torch.zeros(10, 2048), "final_layer.0.bias": torch.zeros(2048)}
+    torch.save(state, tmp_path / "hrnet_w32.pth")
+    model = build_model(paper_config("PoseRegression/HRNet_w32.yaml"))
+    checkpointer = PoseCheckpointer(model)
+    checkpointer.load(f"{tmp_path / 'hrnet_w32.pth'}?matching_heuristics=True")
+    prefix = "backbone.bottom_up."
+    assert not [name for name in checkpointer.not_loaded if name.startswith(prefix)]
+    for name, value in model.backbone.bottom_up.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    # Nothing else was taken for a part of HRNet.
+    others = {name for name in model.state_dict() if not name.startswith(prefix)}
+    assert checkpointer.not_loaded == others
 
 
 def small_pyramid(**kwargs) -> HighResolutionPyramid:
