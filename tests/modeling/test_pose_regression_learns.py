@@ -12,7 +12,7 @@ from mpn_d2.structures.skeleton import get_skeleton
 
 COCO = get_skeleton("coco")
 SIZE = (64, 96)
-ITERATIONS = 50
+ITERATIONS = 80
 
 
 def picture(corners: list[tuple[float, float]], shape: torch.Tensor) -> dict:
