@@ -16,7 +16,11 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from mpn_d2.codecs.offsets import Locations, decode_offsets, joint_boxes
-from mpn_d2.modeling.heads.location_targets import SAMPLINGS, make_location_targets
+from mpn_d2.modeling.heads.location_targets import (
+    SAMPLINGS,
+    LocationTargets,
+    make_location_targets,
+)
 from mpn_d2.modeling.heads.pose_regression import PoseOffsetHead
 from mpn_d2.modeling.meta_arch.common import (
     final_size,
@@ -152,19 +156,22 @@ class PoseRegression(FCOS):
         require_training_fields(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         features = self._levels(images)
-        gt_instances = [x["instances"].to(self.device) for x in batched_inputs]
         locations = self._locations(features)
-        targets = make_location_targets(
-            gt_instances,
+        targets = self.make_targets(batched_inputs, locations)
+        losses, counts = self.pose_losses(self.head.layers(features), locations, targets)
+        for name, count in counts.items():
+            get_event_storage().put_scalar(f"{PART}/{name}", count)
+        return {f"loss_{PART}_{name}": loss for name, loss in losses.items()}
+
+    def make_targets(self, batched_inputs: list[dict], locations: Locations) -> LocationTargets:
+        """What the locations of a padded batch are to learn."""
+        return make_location_targets(
+            [x["instances"].to(self.device) for x in batched_inputs],
             [x["ignore_mask"] for x in batched_inputs],
             locations,
             sampling=self.sampling,
             radius=self.center_sampling_radius,
         )
-        losses, counts = self.pose_losses(self.head.layers(features), locations, targets)
-        for name, count in counts.items():
-            get_event_storage().put_scalar(f"{PART}/{name}", count)
-        return {f"loss_{PART}_{name}": loss for name, loss in losses.items()}
 
     def _levels(self, images: ImageList) -> list[torch.Tensor]:
         features = self.backbone(images.tensor)
