@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Converts published weights of other code into checkpoints for MODEL.WEIGHTS (docs/checkpoints.md).
+"""Converts published weights of other code into checkpoints of ours (docs/checkpoints.md).
 
 python tools/convert_checkpoint.py --from detectron2_retinanet --input model_final_bfca0b.pkl \
     --output retinanet.pth --config-file configs/MultiPoseNet/R_50.yaml
@@ -71,9 +71,11 @@ def main(args: argparse.Namespace) -> None:
 
 def check_fit(done: Converted, path: str, output: str) -> None:
     """Raises a ValueError where a network of a config has no place for some of the weights."""
-    cfg = load_config(path, ["MODEL.DEVICE", "cpu", "MODEL.ASSEMBLER.WEIGHTS", ""])
+    cfg = load_config(path, ["MODEL.DEVICE", "meta", "MODEL.ASSEMBLER.WEIGHTS", ""])
     check_settings(done.settings, done.weights, cfg, output)
-    shapes = {name: tuple(x.shape) for name, x in build_pose_model(cfg).state_dict().items()}
+    with torch.device("meta"):  # shapes alone
+        model = build_pose_model(cfg)
+    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     problems = []
     for name, tensor in done.weights.items():
         if name.endswith("num_batches_tracked"):

@@ -70,6 +70,7 @@ def _chain(moving: Moving) -> list[tuple[str, str]]:
     if len(first) != 1 or len(last) != 1 or len(middle) > 1 or not fits:
         found = [tuple(shapes[kernel]) for kernel, _ in layers]
         raise ValueError(
-            f"its dense layers are {found}: a PRN has two or three, from {ENTRIES} entries to as many"
+            f"its dense layers are {found}: a PRN has two or three, from {ENTRIES} entries to "
+            f"{ENTRIES}"
         )
     return chain
