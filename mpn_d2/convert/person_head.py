@@ -12,6 +12,8 @@ from mpn_d2.convert.moving import Moving
 RATIOS = (0.5, 1.0, 2.0)
 SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 BASE_SIZES = (32, 64, 128, 256, 512)
+# 1 / standard deviations of box deltas, as in the paper's configs.
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 NUM_ANCHORS = len(RATIOS) * len(SCALES)
 NUM_CONVS = 4
 
@@ -26,7 +28,7 @@ def head_settings(offset: float) -> dict[str, object]:
         "MODEL.ANCHOR_GENERATOR.OFFSET": offset,
         "MODEL.ANCHOR_GENERATOR.SIZES": [[base * s for s in SCALES] for base in BASE_SIZES],
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [list(RATIOS)],
-        "MODEL.RETINANET.BBOX_REG_WEIGHTS": [10.0, 10.0, 5.0, 5.0],
+        "MODEL.RETINANET.BBOX_REG_WEIGHTS": list(DELTA_WEIGHTS),
         "MODEL.RETINANET.NUM_CONVS": NUM_CONVS,
         "MODEL.RETINANET.NORM": "",
         "MODEL.POSE_FPN.SHARED": False,
@@ -44,6 +46,12 @@ def first_class(outputs: torch.Tensor) -> torch.Tensor:
             f"class outputs of {outputs.shape[0]} channels: no multiple of {NUM_ANCHORS} anchors"
         )
     return outputs.unflatten(0, (NUM_ANCHORS, -1))[:, 0]
+
+
+def normalised(outputs: torch.Tensor) -> torch.Tensor:
+    """(A * 4, ...) outputs that are box deltas as such -> deltas over their standard deviations."""
+    weights = outputs.new_tensor(DELTA_WEIGHTS).repeat(NUM_ANCHORS)
+    return outputs * weights.view(-1, *[1] * (outputs.ndim - 1))
 
 
 def scale_major(outputs: torch.Tensor) -> torch.Tensor:

@@ -36,8 +36,9 @@ def _no_trust(monkeypatch):
 @pytest.mark.parametrize("suffix", ["pkl", "pth", "bin"])
 def test_nothing_runs_without_trust(tmp_path, suffix, monkeypatch):
     target, path = tmp_path / "executed", tmp_path / f"evil.{suffix}"
-    content = {"model": {"a": np.ones(2), "b": Evil(str(target))}}
+    content = {"model": {"a": torch.ones(2), "b": Evil(str(target))}}
     if suffix == "pkl":
+        content["model"]["a"] = np.ones(2)
         path.write_bytes(pickle.dumps(content))
     else:
         torch.save(content, path)
