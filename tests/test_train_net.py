@@ -31,7 +31,11 @@ MISTAKES = {
         ("--config-file", "configs/none.yaml"),
         "config configs/none.yaml: no such file",
     ),
-    "unknown key": ((*DEMO, "MODEL.NOTHING", "1"), "no config key MODEL.NOTHING"),
+    # A config by the name that it has in the package.
+    "unknown key": (
+        ("--config-file", "quick/demo.yaml", "MODEL.NOTHING", "1"),
+        "no config key MODEL.NOTHING",
+    ),
     "unknown stage": ((*DEMO, "--stage", "boxes"), "unknown --stage boxes: keypoint, person"),
     "unknown dataset": (
         (*DEMO, "DATASETS.TRAIN", "('coco_sample_trian',)"),
