@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -192,11 +193,9 @@ def check_detectron2() -> list[Finding]:
     folder = installer.find_detectron2()
     if folder is None:
         return [Finding(MISSING, "Detectron2", "make setup, or python tools/install_detectron2.py")]
-    works, said = run_python("import detectron2; print(detectron2.__version__)")
-    if not works:
-        return [Finding(MISSING, "Detectron2", f"in {folder}, cannot be imported: {said}")]
-    findings = [Finding(OK, "Detectron2", f"{said} ({folder})")]
-    if is_there("detectron2._C"):
+    version = re.search(r'__version__ = "([^"]+)"', (folder / "__init__.py").read_text())
+    findings = [Finding(OK, "Detectron2", f"{version[1] if version else '?'} ({folder})")]
+    if any(folder.glob("_C*")):
         findings.append(Finding(OK, "Detectron2's operators", "compiled"))
     else:
         findings.append(
@@ -211,7 +210,7 @@ def check_detectron2() -> list[Finding]:
 
 
 def check_ours() -> list[Finding]:
-    """mpn_d2 itself: importable, with configs and the assembler's weights."""
+    """mpn_d2 itself, importable (and Detectron2 with it), with configs and weights."""
     works, said = run_python(
         "import mpn_d2; from mpn_d2.config_files import config_file as c; "
         "c('MultiPoseNet/R_50.yaml'); from importlib.resources import files; "

@@ -32,9 +32,10 @@ def test_default_predictor(tmp_path, sample_dir, image_format):
     with torch.no_grad():
         [expected] = model([{"image": tensor, "height": image.shape[0], "width": image.shape[1]}])
     people, wanted = result["instances"], expected["instances"]
-    assert len(people) == len(wanted) == 5 and people.image_size == image.shape[:2]
+    assert len(people) == len(wanted) > 0 and people.image_size == image.shape[:2]
     torch.testing.assert_close(people.pred_boxes.tensor, wanted.pred_boxes.tensor)
     torch.testing.assert_close(people.pred_keypoints, wanted.pred_keypoints)
-    assert people.pred_keypoints.shape == (5, 17, 3) and (people.pred_keypoints[..., 2] > 0).any()
+    assert people.pred_keypoints.shape[1:] == (17, 3)
+    assert (people.pred_keypoints[..., 2] > 0).any()
     torch.testing.assert_close(result["sem_seg"], expected["sem_seg"])
     assert result["sem_seg"].shape == (2, *image.shape[:2])
