@@ -9,6 +9,7 @@ it needs is missing (lines with MISSING). Standard library only.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -156,17 +157,24 @@ def run_python(code: str) -> tuple[bool, str]:
     return done.returncode == 0, said[-1] if said else f"exit code {done.returncode}"
 
 
+@functools.cache
+def torch_report() -> tuple[bool, str]:
+    """An operator of torchvision on PyTorch's tensors, then the GPUs: "nms runs|a, 8 GiB; b"."""
+    return run_python(
+        "import torch, torchvision.ops as o; b = torch.tensor([[0., 0, 2, 2], [0, 0, 2, 2]]); "
+        "assert o.nms(b, b[:, 2], 0.5).tolist() == [0]; n = torch.cuda.device_count(); "
+        "print('nms runs|' + '; '.join(f'{torch.cuda.get_device_name(i)}, '"
+        "f'{torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB' "
+        "for i in range(n)))"
+    )
+
+
 def check_compiled() -> list[Finding]:
     """Parts that were built for one version of another: they are used once."""
     findings = []
     repair = "it does not fit the other versions here: make setup in a new environment"
     for module, what, code in (
-        (
-            "torchvision",
-            "torchvision's operators",
-            "import torch, torchvision.ops as o; b = torch.tensor([[0., 0, 2, 2], [0, 0, 2, 2]]); "
-            "assert o.nms(b, b[:, 2], 0.5).tolist() == [0]; print('nms runs')",
-        ),
+        ("torchvision", "torchvision's operators", None),
         (
             "pycocotools",
             "pycocotools' masks",
@@ -181,8 +189,8 @@ def check_compiled() -> list[Finding]:
         ),
     ):
         if is_there(module):
-            works, said = run_python(code)
-            detail = said if works else f"{said}: {repair}"
+            works, said = run_python(code) if code else torch_report()
+            detail = said.split("|")[0] if works else f"{said}: {repair}"
             findings.append(Finding(OK if works else MISSING, what, detail))
     return [*findings, *check_detectron2(), *check_ours()]
 
@@ -222,23 +230,18 @@ def check_ours() -> list[Finding]:
 
 def check_gpu() -> list[Finding]:
     """What PyTorch computes on."""
-    if not is_there("torch"):
+    if not is_there("torchvision"):
         return []
-    works, said = run_python(
-        "import torch; n = torch.cuda.device_count(); "
-        "print('; '.join(f'{torch.cuda.get_device_name(i)}, '"
-        "f'{torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB' "
-        "for i in range(n)) or 'none')"
-    )
+    works, said = torch_report()
     if not works:
-        return [Finding(MISSING, "PyTorch", f"cannot be imported: {said}")]
-    if said != "none":
-        return [Finding(OK, "GPU", said)]
+        return [Finding(NOTE, "GPU", "not looked for, see torchvision's operators")]
+    if said.partition("|")[2]:
+        return [Finding(OK, "GPU", said.partition("|")[2])]
     driver = shutil.which("nvidia-smi")
     why = (
         "PyTorch sees none though nvidia-smi is here: check the driver's version"
         if driver
-        else ("none; on the CPU everything runs, slower")
+        else "none; on the CPU everything runs, slower"
     )
     return [Finding(NOTE, "GPU", why)]
 

@@ -83,4 +83,4 @@ def test_other_networks_are_refused():
     with pytest.raises(ValueError, match=r"1 missing: layer2\.0\.downsample\.0\.weight"):
         convert("torchvision_resnet", state)
     with pytest.raises(ValueError, match=r"layers of \[0, 0, 0, 0\] basic blocks"):
-        convert("torchvision_resnet", torchvision.models.vgg11().state_dict())
+        convert("torchvision_resnet", torchvision.models.squeezenet1_0().state_dict())

@@ -20,7 +20,7 @@ def doctor(monkeypatch, tmp_path):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "doctor", module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "run_python", lambda code: (True, "none"))
+    monkeypatch.setattr(module, "run_python", lambda code: (True, "runs|"))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     return module
 
@@ -66,7 +66,7 @@ def test_parts_that_do_not_fit_are_missing(doctor, monkeypatch, capsys):
     def broken(code: str) -> tuple[bool, str]:
         if "torchvision" in code:
             return False, "RuntimeError: operator torchvision::nms does not exist"
-        return True, "none"
+        return True, "runs|"
 
     monkeypatch.setattr(doctor, "run_python", broken)
     assert doctor.main() == 1
@@ -87,6 +87,17 @@ def test_no_detectron2_and_an_old_python(doctor, monkeypatch, capsys):
     missing = lines(capsys.readouterr().out, "MISSING")
     assert "tools/install_detectron2.py" in missing["Detectron2"]
     assert "make setup PYTHON=" in missing["Python 3.11 to 3.13"]
+
+
+def test_gpus(doctor, monkeypatch):
+    [none] = doctor.check_gpu()
+    assert none.state == doctor.NOTE and none.detail.startswith(("none", "PyTorch sees none"))
+    doctor.torch_report.cache_clear()
+    monkeypatch.setattr(
+        doctor, "run_python", lambda code: (True, "nms runs|One, 8 GiB; Two, 16 GiB")
+    )
+    [found] = doctor.check_gpu()
+    assert found.state == doctor.OK and found.detail == "One, 8 GiB; Two, 16 GiB"
 
 
 def test_datasets(doctor, tmp_path):
