@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 
 from mpn_d2.convert import convert
 from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.modeling.weight_settings import check_settings
 from mpn_d2.utils.safe_files import read_foreign_weights
 
 NARROW = ["MODEL.RESNETS.STEM_OUT_CHANNELS", 8, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32]
@@ -149,3 +150,48 @@ def test_names_that_lack_and_names_too_many_are_listed(retinanet):
         convert("detectron2_retinanet", {"stem.conv1.weight": torch.zeros(1)})
     with pytest.raises(ValueError, match="class outputs of 80 channels: no multiple of 9"):
         convert("detectron2_retinanet", {**state, "head.cls_score.weight": torch.zeros(80, 1)})
+
+
+@pytest.mark.parametrize(
+    ("source", "zoo", "ours", "needed"),
+    [
+        (
+            "detectron2_retinanet",
+            "COCO-Detection/retinanet_R_101_FPN_3x.yaml",
+            "MultiPoseNet/R_101.yaml",
+            ANCHORS,
+        ),
+        (
+            "detectron2_keypoint_rcnn",
+            "COCO-Keypoints/keypoint_rcnn_R_101_FPN_3x.yaml",
+            "MultiPoseNet/R_101.yaml",
+            [],
+        ),
+        (
+            "detectron2_keypoint_rcnn",
+            "COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x.yaml",
+            "MultiPoseNet/X_101_32x8d.yaml",
+            [],
+        ),
+    ],
+)
+def test_full_size_networks_fit_our_configs(source, zoo, ours, needed, paper_config):
+    """Shapes alone; docs/checkpoints.md has these pairs."""
+    cfg = model_zoo.get_config(zoo)
+    cfg.MODEL.DEVICE = "meta"
+    own = paper_config(ours, needed)
+    own.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        state, places = build_model(cfg).state_dict(), build_model(own).state_dict()
+    done = convert(source, state)
+    assert {n: x.shape for n, x in done.weights.items()} == {
+        n: places[n].shape for n in done.weights
+    }
+    check_settings(done.settings, done.weights, own, "x")
+    # They are the settings of the zoo's own config.
+    trunk = done.settings["backbone.bottom_up."]
+    assert trunk["INPUT.FORMAT"] == cfg.INPUT.FORMAT
+    assert trunk["MODEL.PIXEL_MEAN"] == cfg.MODEL.PIXEL_MEAN
+    assert trunk["MODEL.PIXEL_STD"] == cfg.MODEL.PIXEL_STD
+    assert trunk["MODEL.RESNETS.STRIDE_IN_1X1"] == cfg.MODEL.RESNETS.STRIDE_IN_1X1
+    assert trunk["MODEL.RESNETS.DEPTH"] == cfg.MODEL.RESNETS.DEPTH
