@@ -6,14 +6,16 @@ import re
 
 from mpn_d2.convert.moving import BOTTOM_UP, Moving
 
-# Blocks a layer, and whether they are bottlenecks, to the depth.
-DEPTHS = {
-    ((2, 2, 2, 2), False): 18,
-    ((3, 4, 6, 3), False): 34,
-    ((3, 4, 6, 3), True): 50,
-    ((3, 4, 23, 3), True): 101,
-    ((3, 8, 36, 3), True): 152,
-}
+# Blocks a layer, and whether they are bottlenecks (three convolutions, else two).
+_KNOWN = (
+    ((2, 2, 2, 2), False),
+    ((3, 4, 6, 3), False),
+    ((3, 4, 6, 3), True),
+    ((3, 4, 23, 3), True),
+    ((3, 8, 36, 3), True),
+)
+# To the depth: these convolutions, the stem and the classifier.
+DEPTHS = {(blocks, deep): sum(blocks) * (3 if deep else 2) + 2 for blocks, deep in _KNOWN}
 # ImageNet's, of images in 0 to 255.
 RGB_MEAN, RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 
