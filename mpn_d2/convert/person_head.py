@@ -26,7 +26,9 @@ def head_settings(offset: float) -> dict[str, object]:
     """
     return {
         "MODEL.ANCHOR_GENERATOR.OFFSET": offset,
-        "MODEL.ANCHOR_GENERATOR.SIZES": [[base * s for s in SCALES] for base in BASE_SIZES],
+        "MODEL.ANCHOR_GENERATOR.SIZES": [
+            [round(base * s, 4) for s in SCALES] for base in BASE_SIZES
+        ],
         "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS": [list(RATIOS)],
         "MODEL.RETINANET.BBOX_REG_WEIGHTS": list(DELTA_WEIGHTS),
         "MODEL.RETINANET.NUM_CONVS": NUM_CONVS,
