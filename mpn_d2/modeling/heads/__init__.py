@@ -4,6 +4,7 @@ from mpn_d2.modeling.heads.build import (
 )
 from mpn_d2.modeling.heads.heatmap_head import HeatmapHead, HeatmapTargets
 from mpn_d2.modeling.heads.keypoint_heatmap import KeypointSubnet, SingleLevelSubnet
+from mpn_d2.modeling.heads.openpose_channels import OpenPoseSubnet
 from mpn_d2.modeling.heads.pose_regression import PoseOffsetHead
 from mpn_d2.modeling.heads.pose_scoring import OKSFilter, PoseScorer
 
@@ -13,6 +14,7 @@ __all__ = [
     "HeatmapTargets",
     "KeypointSubnet",
     "OKSFilter",
+    "OpenPoseSubnet",
     "PoseOffsetHead",
     "PoseScorer",
     "SingleLevelSubnet",
