@@ -30,9 +30,10 @@ ALLOWED = {
         "config",
         "config_files",
     },
-    "config": {"inference_keys"},
+    "config": {"inference_keys", "speed_keys"},
     "config_files": {"config"},
     "inference_keys": set(),
+    "speed_keys": set(),
 }
 SYSTEMS = {
     "multiposenet": "MultiPoseNet",
