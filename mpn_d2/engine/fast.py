@@ -88,10 +88,14 @@ def speed_up(model: nn.Module, cfg: CfgNode) -> nn.Module:
         ValueError: see `check_speed`.
     """
     check_speed(cfg)
-    dtype, device = cfg.SPEED.DTYPE, cfg.MODEL.DEVICE
-    if dtype == "auto":
-        dtype = "float16" if device.startswith("cuda") else "bfloat16"
-    return take_steps(model, MODES[cfg.SPEED.MODE], DTYPES[dtype])
+    return take_steps(model, MODES[cfg.SPEED.MODE], half_dtype(cfg))
+
+
+def half_dtype(cfg: CfgNode) -> torch.dtype:
+    """The number type that SPEED.DTYPE means on MODEL.DEVICE."""
+    if cfg.SPEED.DTYPE == "auto":
+        return torch.float16 if cfg.MODEL.DEVICE.startswith("cuda") else torch.bfloat16
+    return DTYPES[cfg.SPEED.DTYPE]
 
 
 def take_steps(
