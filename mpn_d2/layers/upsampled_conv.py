@@ -100,7 +100,8 @@ class UpsampledConv(nn.Module):
     def _shifted(self, cells: int, size: int, like: torch.Tensor) -> torch.Tensor:
         """(size, 3, cells) what each cell holds of tap -1, 0 and 1 of an upsampled cell."""
         mode, align = ("linear", False) if self.mode == "bilinear" else ("nearest", None)
-        eye = torch.eye(cells, device=like.device)[None]
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        eye = torch.eye(cells, dtype=dtype, device=like.device)[None]
         up = F.pad(F.interpolate(eye, size=size, mode=mode, align_corners=align)[0], (1, 1))
         return up.unfold(1, 3, 1).permute(1, 2, 0).to(like.dtype)
 
