@@ -10,8 +10,8 @@ def add_speed_keys(cfg: CN) -> None:
     cfg.SPEED = CN()
     # How trained networks run, those of ENSEMBLE and REFINE too: plain | fp32 (norms folded into
     # convolutions, levels smoothed before they are upsampled, channels-last) | half (and in
-    # SPEED.DTYPE) | fp32_compiled | fastest (fp32 and half with torch.compile: a minute or more at
-    # the first images). [ours]
+    # SPEED.DTYPE) | fp32_compiled | fastest (both with torch.compile, slow at the first images).
+    # [ours]
     cfg.SPEED.MODE = "plain"
     # Number type of half and fastest: auto (float16 on a GPU, bfloat16 on a CPU that computes with
     # it) | bfloat16 | float16 (GPU). Boxes, peaks and people are float32 in every mode. [ours]
