@@ -1,4 +1,4 @@
-"""Figures of a benchmark of two systems, `net` and `top_down`, as tests of their tables want them."""
+"""Figures of a benchmark of two systems, `net` and `top_down`, for tests of their tables."""
 
 FIGURES = {
     "seconds/net/1/plain": 0.5,
