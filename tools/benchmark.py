@@ -127,7 +127,11 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--people", type=int, default=6400, help="that a pass rasterises")
     group.add_argument("--repeats", type=int, default=15, help="of an assembly, of a view")
     group.add_argument("--photo", default=str(PHOTO), help="that is looked at (a bundled one)")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs of the config")
+    parser.add_argument(
+        "opts",
+        nargs=argparse.REMAINDER,
+        help="KEY VALUE pairs of the config, at the end, behind an option with a single value",
+    )
     return parser.parse_args(arguments)
 
 

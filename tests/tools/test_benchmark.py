@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from mpn_d2.engine import data_speed, inference_speed, pipeline_speed
+from mpn_d2.engine import data_speed, inference_speed, pipeline_speed, speed_reference
 from mpn_d2.engine.assembly_speed import crowd
 from tools import benchmark
 
@@ -130,7 +130,7 @@ def test_figures_of_the_inference_part(tmp_path, sample_dir, monkeypatch) -> Non
     assert all(value > 0 for value in figures.values())
 
 
-PIPELINE = ["--size", "64", "--rounds", "2", "--modes", "plain", "fp32", "--persons", "0", "3"]
+PIPELINE = ["--modes", "plain", "fp32", "--persons", "0", "3", "--size", "64", "--rounds", "2"]
 LITE = "configs/MultiPoseNet/Lite_R_18.yaml"
 
 
@@ -143,6 +143,7 @@ def test_figures_of_the_pipeline(tmp_path, sample_dir, capsys, monkeypatch) -> N
 
     monkeypatch.setattr(pipeline_speed, "in_fresh_process", mib)
     monkeypatch.setattr(pipeline_speed, "matmul_gflops", lambda dtype, device: 50.0)
+    monkeypatch.setattr(speed_reference, "PROPOSALS", 20)
     output, plot = tmp_path / "b.json", tmp_path / "b.png"
     arguments = ["--config-file", str(sample_dir.parents[1] / LITE), "--output", str(output)]
     arguments += ["--plot", str(plot), "--sizes", "96", "--against", "keypoint_rcnn"]
@@ -214,7 +215,7 @@ def test_memory_is_measured_for_the_network_and_the_other(sample_dir) -> None:
 def test_what_cannot_be_measured_is_refused(arguments, message, sample_dir, tmp_path) -> None:
     config = str(sample_dir.parents[1] / LITE)
     given = ["--config-file", config, "--output", str(tmp_path / "b.json"), "--no-details"]
-    args = benchmark.parse_args([*given, "--modes", "plain", *arguments, *OPTIONS])
+    args = benchmark.parse_args(["--modes", "plain", *arguments, *given, *OPTIONS])
     with pytest.raises(ValueError, match=message):
         benchmark.main(args)
     assert not (tmp_path / "b.json").exists()
