@@ -130,6 +130,7 @@ def take_steps(
         dtype=dtype if "half" in steps else torch.float32,
         channels_last="channels_last" in steps,
         compiled="compile" in steps,
+        step=max(model.backbone.size_divisibility, 1),
     )
     model.train = _NoTraining(model)
     return model
@@ -145,19 +146,46 @@ class _FastDense:
         dtype: torch.dtype,
         channels_last: bool,
         compiled: bool,
+        step: int,
     ) -> None:
+        """
+        Args:
+            dense: of the network.
+            dtype: that it computes in.
+            channels_last, compiled: steps that it takes.
+            step: size divisibility of its images.
+        """
         self.dtype = dtype
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        if compiled:
-            # Constants can be laid out and folded once; every size of images, with one program.
-            dense = torch.compile(dense, dynamic=True, options={"freezing": True})
-        self.dense = dense
+        self.dense = _Compiled(dense, step) if compiled else dense
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> DenseOutputs:
         images = images.to(dtype=self.dtype, memory_format=self.layout)
         maps, logits, deltas = self.dense(images)
         return DenseOutputs(maps.float(), [x.float() for x in logits], [x.float() for x in deltas])
+
+
+class _Compiled:
+    """`dense` through torch.compile, one program for many sizes of images.
+
+    The compiler sees images as h x w blocks of step x step pixels: sizes of all levels are then
+    plain multiples of h and w. From free heights and widths it derives long expressions, for hours.
+    """
+
+    def __init__(self, dense: Callable[[torch.Tensor], DenseOutputs], step: int) -> None:
+        def of_blocks(blocks: torch.Tensor) -> DenseOutputs:
+            return dense(blocks.flatten(4, 5).flatten(2, 3))
+
+        self.step = step
+        # Freezing: weights are constants, which can be laid out for the processor once.
+        self.of_blocks = torch.compile(of_blocks, options={"freezing": True})
+
+    def __call__(self, images: torch.Tensor) -> DenseOutputs:
+        blocks = images.unflatten(3, (-1, self.step)).unflatten(2, (-1, self.step))
+        for sides in (0, 2, 4):
+            torch._dynamo.maybe_mark_dynamic(blocks, sides)
+        return self.of_blocks(blocks)
 
 
 class _NoTraining:

@@ -56,8 +56,8 @@ class UpsampledConv(nn.Module):
         return self.add_to(total.contiguous(memory_format=torch.channels_last), x)
 
     def add_to(self, total: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Adds the convolution of x (N, C, h, w), upsampled to total's size, to total (N, O, H, W),
-        in place, and returns it."""
+        """The sum of total (N, O, H, W) and the convolution of x (N, C, h, w), upsampled to total's
+        size. May use total's memory."""
         height, width = x.shape[-2:]
         if tuple(total.shape[-2:]) == (height, width):
             return total.add_(F.conv2d(x, self.weight, padding=1))
@@ -71,15 +71,34 @@ class UpsampledConv(nn.Module):
         once."""
         height, width = x.shape[-2:]
         windows = F.conv2d(x, self.kernels, padding=1)
-        cells = total.unflatten(3, (width, self.factor)).unflatten(2, (height, self.factor))
         spans = self._spans()
-        parts = windows.chunk(len(spans) ** 2, dim=1)
-        for number, part in enumerate(parts):
-            rows, top = spans[number // len(spans)]
-            columns, left = spans[number % len(spans)]
-            seen = part[:, :, top : top + height, left : left + width]
-            cells[:, :, :, rows, :, columns] += seen[:, :, :, None, :, None]
+        parts = windows.unflatten(1, (len(spans), len(spans), -1))
+        if torch.compiler.is_compiling():
+            # Without writing into slices, which compilers are slow with.
+            return total + self._joined(parts, spans, (height, width))
+        cells = total.unflatten(3, (width, self.factor)).unflatten(2, (height, self.factor))
+        for i, (rows, top) in enumerate(spans):
+            for j, (columns, left) in enumerate(spans):
+                seen = parts[:, i, j, :, top : top + height, left : left + width]
+                cells[:, :, :, rows, :, columns] += seen[:, :, :, None, :, None]
         return total
+
+    @staticmethod
+    def _joined(
+        parts: torch.Tensor, spans: list[tuple[slice, int]], size: tuple[int, int]
+    ) -> torch.Tensor:
+        """(N, phases, phases, O, h + 1, w + 1) and (h, w) -> (N, O, s h, s w)."""
+        height, width = size
+        tall = []
+        for i, (rows, top) in enumerate(spans):
+            wide = []
+            for j, (columns, left) in enumerate(spans):
+                seen = parts[:, i, j, :, top : top + height, left : left + width]
+                repeats = columns.stop - columns.start
+                wide.append(seen[:, :, :, None, :, None].expand(-1, -1, -1, -1, -1, repeats))
+            row = torch.cat(wide, dim=5)
+            tall.append(row.expand(-1, -1, -1, rows.stop - rows.start, -1, -1))
+        return torch.cat(tall, dim=3).flatten(4, 5).flatten(2, 3)
 
     def _spans(self) -> list[tuple[slice, int]]:
         """Per phase: which of the s repeated cells, and the first window that they see."""

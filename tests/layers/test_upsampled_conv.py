@@ -36,14 +36,19 @@ def test_sizes_that_are_no_multiples(mode, large):
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("compiling", [False, True])
+@pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_adds_to_what_is_there(layout):
+def test_adds_to_what_is_there(layout, factor, compiling, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    size = (4 * factor, 5 * factor)
     x, weight = torch.randn(2, 3, 4, 5), torch.randn(6, 3, 3, 3)
-    total = torch.randn(2, 6, 16, 20).contiguous(memory_format=layout)
-    want = total + F.conv2d(upsampled(x, (16, 20), "nearest"), weight, padding=1)
-    same = UpsampledConv(weight, 4).add_to(total, x.contiguous(memory_format=layout))
-    assert same is total
-    torch.testing.assert_close(total, want, rtol=0, atol=1e-5)
+    total = torch.randn(2, 6, *size).contiguous(memory_format=layout)
+    want = total + F.conv2d(upsampled(x, size, "nearest"), weight, padding=1)
+    got = UpsampledConv(weight, factor).add_to(total, x.contiguous(memory_format=layout))
+    # A compiler wants sums without side effects.
+    assert (got is total) == (not compiling)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
