@@ -101,7 +101,10 @@ PEOPLE_CONFIGS = ["MultiPoseNet/Lite_R_18.yaml", "MultiPoseNet/R_18_small.yaml"]
 @pytest.mark.parametrize("upsample", ["nearest", "bilinear"])
 def test_people_of_unequal_images_are_the_same(config, upsample, paper_config):
     """Sizes that are no multiples of anything, one of them of very few pixels."""
-    cfg = narrow(paper_config, config, "MODEL.KP_SUBNET.UPSAMPLE", upsample)
+    # A group norm needs two values: two channels a group on the last level of a small image.
+    options = ["MODEL.FPN.OUT_CHANNELS", "64", "MODEL.KP_SUBNET.D_DIM", "64"]
+    options += ["MODEL.KP_SUBNET.UPSAMPLE", upsample]
+    cfg = narrow(paper_config, config, *options)
     plain, quick = built(cfg), take_steps(built(cfg), MODES["fp32"])
     for model in (plain, quick):
         model.keypoint_head.predictor.weight.data *= 10
