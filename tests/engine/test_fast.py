@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
-from detectron2.layers import CycleBatchNormList, FrozenBatchNorm2d
+from detectron2.layers import CycleBatchNormList, FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -16,6 +17,8 @@ from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.fast import MODES, check_speed, speed_up, take_steps
 from mpn_d2.engine.inference_model import build_inference_model
 from mpn_d2.engine.speed_people import check_people, place_people, seeing
+from mpn_d2.modeling.heads import KeypointSubnet
+from mpn_d2.structures.outputs import DenseOutputs
 
 REPO = Path(__file__).resolve().parents[2]
 # Their networks are those of others, to the last layer.
@@ -175,6 +178,43 @@ def test_the_mode_reaches_network_members_and_refiner(paper_config, tmp_path):
     torch.testing.assert_close(
         results[0].pred_keypoints, results[1].pred_keypoints, rtol=0, atol=0.1
     )
+
+
+class Small(nn.Module):
+    """Two levels and a keypoint subnet, quick to compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 8, 2, 2))
+        self.backbone.size_divisibility = 8
+        shapes = {f"k{i}": ShapeSpec(channels=8, stride=2**i) for i in (2, 3)}
+        self.keypoint_head = KeypointSubnet(
+            input_shape=shapes, num_keypoints=2, d_dim=4, smooth_dim=8
+        )
+
+    def dense_modules(self) -> list[nn.Module]:
+        return [self.backbone, self.keypoint_head]
+
+    def dense(self, images: torch.Tensor) -> DenseOutputs:
+        fine = self.backbone[0](images)
+        levels = {"k2": fine, "k3": self.backbone[1](fine)}
+        return DenseOutputs(self.keypoint_head.layers(levels).maps, [], [])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(fast.unavailable("fp32_compiled", "auto", "cpu")), reason="no compiler")
+def test_one_compiled_program_serves_all_sizes_and_batches():
+    plain = Small().eval()
+    quick = take_steps(copy.deepcopy(plain), MODES["fp32_compiled"])
+    torch._dynamo.utils.counters.clear()
+    for shape in ((1, 3, 32, 40), (1, 3, 64, 24), (2, 3, 48, 88), (3, 3, 56, 16)):
+        x = torch.randn(*shape)
+        with torch.no_grad():
+            want = plain.dense(x).maps
+        torch.testing.assert_close(quick.dense(x).maps, want, rtol=0, atol=1e-5)
+    # One image has a program of its own.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    torch._dynamo.reset()
 
 
 def test_folding_leaves_no_norm_that_does_not_depend_on_the_image(paper_config):
