@@ -203,17 +203,16 @@ class Small(nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(fast.unavailable("fp32_compiled", "auto", "cpu")), reason="no compiler")
-def test_one_compiled_program_serves_all_sizes_and_batches():
+def test_one_compiled_program_serves_all_sizes():
     plain = Small().eval()
     quick = take_steps(copy.deepcopy(plain), MODES["fp32_compiled"])
     torch._dynamo.utils.counters.clear()
-    for shape in ((1, 3, 32, 40), (1, 3, 64, 24), (2, 3, 48, 88), (3, 3, 56, 16)):
+    for shape in ((1, 3, 32, 40), (1, 3, 64, 24), (1, 3, 48, 88)):
         x = torch.randn(*shape)
         with torch.no_grad():
             want = plain.dense(x).maps
         torch.testing.assert_close(quick.dense(x).maps, want, rtol=0, atol=1e-5)
-    # One image has a program of its own.
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch._dynamo.reset()
 
 
