@@ -112,16 +112,18 @@ def test_people_of_unequal_images_are_the_same(config, upsample, paper_config):
     for model in (plain, quick):
         model.keypoint_head.predictor.weight.data *= 10
     inputs = images((70, 101), (1, 1), (70, 100), (130, 37))
-    joints = 0
+    joints, others = 0, 0
     for want, got in zip(plain(inputs), quick(inputs), strict=True):
         a, b = want["instances"], got["instances"]
         assert len(a) == len(b)
         torch.testing.assert_close(a.pred_boxes.tensor, b.pred_boxes.tensor, rtol=0, atol=0.05)
-        torch.testing.assert_close(a.pred_keypoints, b.pred_keypoints, rtol=0, atol=0.1)
         torch.testing.assert_close(a.scores, b.scores, rtol=0, atol=1e-4)
         torch.testing.assert_close(want["sem_seg"], got["sem_seg"], rtol=0, atol=1e-4)
+        moved = (a.pred_keypoints - b.pred_keypoints).abs() > torch.tensor([0.1, 0.1, 1e-3])
         joints += int((a.pred_keypoints[..., 2] > 0).sum())
-    assert joints > 20
+        others += int(moved.any(dim=-1).sum())
+    # A random network has peaks that are as high as a neighbour, or as the threshold.
+    assert joints > 100 and others <= 0.02 * joints
     alone = [quick([x])[0]["instances"] for x in inputs]
     for a, b in zip(alone, quick(inputs), strict=True):
         torch.testing.assert_close(
