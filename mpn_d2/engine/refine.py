@@ -63,7 +63,7 @@ def build_refiner(cfg: CfgNode) -> PoseRefiner | None:
     model = build_pose_model(own)
     model.eval()
     try:
-        PoseCheckpointer(model, strict=True).load(refine.WEIGHTS)
+        PoseCheckpointer(model, cfg=own, strict=True).load(refine.WEIGHTS)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"REFINE.WEIGHTS: {error}") from error
     model = speed_up(model, own)
