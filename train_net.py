@@ -5,7 +5,9 @@ python train_net.py --config-file configs/MultiPoseNet/R_50.yaml --stage all OUT
 python train_net.py --config-file configs/MultiPoseNet/R_50.yaml --eval-only OUTPUT_DIR out
 """
 
-from mpn_d2.cli.train import run
+from mpn_d2.cli.train import main, parse_args, run
+
+__all__ = ["main", "parse_args", "run"]
 
 if __name__ == "__main__":
     run()

@@ -16,7 +16,7 @@ ALLOWED = {
     "codecs": {"structures"},
     "layers": {"structures"},
     "data": {"structures", "codecs", "layers"},
-    "modeling": {"structures", "codecs", "layers"},
+    "modeling": {"structures", "codecs", "layers", "utils"},
     "utils": {"structures", "codecs", "layers"},
     "evaluation": {"structures", "codecs", "layers", "data", "modeling", "utils"},
     "engine": {

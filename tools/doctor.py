@@ -225,7 +225,8 @@ def check_ours() -> list[Finding]:
         "assert (files('mpn_d2') / 'weights' / 'assembler_coco.pth').is_file(), 'no weights'; "
         "print(mpn_d2.__version__, 'in', mpn_d2.__path__[0])"
     )
-    return [Finding(OK if works else MISSING, "mpn_d2", said)]
+    detail = said if works else f"{said}: make setup, and start again here"
+    return [Finding(OK if works else MISSING, "mpn_d2", detail)]
 
 
 def check_gpu() -> list[Finding]:

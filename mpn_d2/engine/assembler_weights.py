@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from detectron2.config import CfgNode
 from torch import nn
@@ -12,6 +10,7 @@ from mpn_d2.config import load_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer, read_weights, some_names
 from mpn_d2.modeling.assembly import build_pose_assembler
 from mpn_d2.modeling.assembly.weights import PREFIX, has_weights
+from mpn_d2.utils.files import replaced_when_done
 
 # Where Detectron2 has its backbones' weights, which no assembler is among.
 _BACKBONES = "detectron2://"
@@ -90,7 +89,8 @@ def save_half(path_in: str, path_out: str) -> None:
     """Writes the assembler of a checkpoint alone, in half precision: a sixth of a training's file.
 
     What loads checkpoints turns it into float32 again. Single numbers and tensors that half
-    precision cannot hold stay as they are. Whole or not at all.
+    precision cannot hold stay as they are, and so do the settings that a converted file carries for
+    its assembler. Whole or not at all.
 
     Args:
         path_in: .pth checkpoint of a whole model or of the assembly stage.
@@ -100,16 +100,15 @@ def save_half(path_in: str, path_out: str) -> None:
         ValueError: no checkpoint, or one without an assembler.
         FileNotFoundError: there is no such file.
     """
-    halved = {
-        name: _half(value)
-        for name, value in read_weights(path_in).items()
-        if name.startswith(PREFIX)
-    }
+    weights, settings = read_weights(path_in)
+    halved = {name: _half(value) for name, value in weights.items() if name.startswith(PREFIX)}
     if not halved:
         raise ValueError(f"checkpoint {path_in} holds no assembler")
-    partial = f"{path_out}.partial"
-    torch.save({"model": halved}, partial)
-    os.replace(partial, path_out)
+    content = {"model": halved}
+    if PREFIX in settings:
+        content["settings"] = {PREFIX: settings[PREFIX]}
+    with replaced_when_done(path_out) as partial:
+        torch.save(content, partial)
 
 
 def _half(value: torch.Tensor) -> torch.Tensor:

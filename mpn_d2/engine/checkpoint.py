@@ -241,8 +241,11 @@ def read_progress(path: str) -> dict[str, Any]:
         raise _unreadable(path, error) from error
 
 
-def read_weights(path: str) -> dict[str, torch.Tensor]:
-    """The named tensors of a .pth checkpoint of ours, on the CPU; the rest of it is not read.
+def read_weights(path: str) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, object]]]:
+    """The named tensors of a .pth checkpoint of ours, on the CPU, and its settings.
+
+    Settings as in modeling/weight_settings.py; empty where the file carries none. The rest of the
+    file is not read.
 
     Raises:
         FileNotFoundError: no such file.
@@ -253,7 +256,10 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     try:
         data = read_torch(path, mmap=True)
         _check_weights(data["model"])
-        return data["model"]
+        settings = data.get("settings") or {}
+        if not isinstance(settings, dict):
+            raise ValueError("its 'settings' are no table of config keys")
+        return data["model"], settings
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
 
@@ -261,6 +267,8 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
 def _check_weights(weights: Any) -> None:
     if not isinstance(weights, dict):
         raise ValueError(f"its 'model' is a {type(weights).__name__} instead of named tensors")
+    if not weights:
+        raise ValueError("it holds no tensors")
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor | np.ndarray):
             raise ValueError(f"its {name!r} is a {type(value).__name__} instead of a tensor")

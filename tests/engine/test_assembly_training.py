@@ -222,3 +222,24 @@ def test_half_precision_keeps_what_it_cannot_hold(tmp_path, paper_config):
         save_half(str(path), str(tmp_path / "none.pth"))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         save_half("nowhere.pth", str(tmp_path / "none.pth"))
+
+
+def test_half_precision_keeps_the_settings(tmp_path, paper_config):
+    """Those of the assembler: a converted file cut down to it is not for other settings."""
+    cfg = paper_config("MultiPoseNet/UCR_poses.yaml")
+    path, half = tmp_path / "converted.pth", tmp_path / "half.pth"
+    needed = {"MODEL.PRN.CROP": [56, 36]}
+    settings = {"assembler.": needed, "backbone.bottom_up.": {"INPUT.FORMAT": "BGR"}}
+    torch.save({"model": build_model(cfg).state_dict(), "settings": settings}, path)
+    save_half(str(path), str(half))
+    assert torch.load(half, weights_only=True)["settings"] == {"assembler.": needed}
+    load_assembler(cfg, str(half))
+    needed["MODEL.PRN.CROP"] = [28, 18]
+    torch.save({"model": build_model(cfg).state_dict(), "settings": settings}, path)
+    save_half(str(path), str(half))
+    with pytest.raises(ValueError, match=r"MODEL\.PRN\.CROP is "):
+        load_assembler(cfg, str(half))
+    torch.save({"model": build_model(cfg).state_dict(), "settings": [1]}, path)
+    with pytest.raises(ValueError, match="its 'settings' are no table"):
+        save_half(str(path), str(tmp_path / "none.pth"))
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["converted.pth", "half.pth"]

@@ -13,6 +13,7 @@ from torch import nn
 
 from mpn_d2.config import load_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer, read_progress
+from mpn_d2.utils.safe_files import TRUST
 
 
 class Small(nn.Module):
@@ -90,7 +91,8 @@ class Evil:
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "pth", "pyth"])
-def test_a_malicious_pickle_does_not_run(tmp_path, suffix):
+def test_a_malicious_pickle_does_not_run(tmp_path, suffix, monkeypatch):
+    monkeypatch.delenv(TRUST, raising=False)
     target = tmp_path / "executed"
     path = tmp_path / f"evil.{suffix}"
     content = {"model": {"first.weight": Evil(str(target))}, "__author__": "x", "model_state": {}}
@@ -135,6 +137,8 @@ def test_no_network_says_what_to_do(monkeypatch):
     [
         ("a.pyth", {"weights": {}}, r"a\.pyth .*keeps its weights in 'model_state'"),
         ("a.pyth", [1], r"a\.pyth .*it holds a list"),
+        ("a.pyth", {"model_state": {}}, r"a\.pyth .*it holds no tensors"),
+        ("a.pth", {"model": {}}, r"a\.pth .*it holds no tensors"),
         ("a.pth", {"model": [1]}, r"a\.pth .*its 'model' is a list"),
         ("a.pth", {"model": {"first.weight": 3}}, r"a\.pth .*its 'first\.weight' is a int"),
         ("a.pth", {"model": {1: torch.zeros(1)}}, r"a\.pth .*its 1 is a Tensor"),

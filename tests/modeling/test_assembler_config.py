@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -9,6 +11,7 @@ from detectron2.config import get_cfg
 from mpn_d2.config import add_mpn_config
 from mpn_d2.modeling.assembly import build_pose_assembler
 from mpn_d2.structures.outputs import Candidates
+from mpn_d2.utils.safe_files import TRUST
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,22 @@ def test_every_combination_is_built_from_the_config(evidence, matching):
     if evidence.startswith("prn"):
         prn = model.evidence.network
         assert prn.residual == (evidence == "prn") and len(prn.hidden) == 2
+
+
+def test_weights_that_hold_more_than_data_need_trust(tmp_path, monkeypatch):
+    cfg = get_cfg()
+    add_mpn_config(cfg)
+    cfg.MODEL.ASSEMBLER.EVIDENCE = "prn"
+    cfg.MODEL.PRN.NODES = 2
+    weights = {f"assembler.{n}": x for n, x in build_pose_assembler(cfg).state_dict().items()}
+    cfg.MODEL.ASSEMBLER.WEIGHTS = str(tmp_path / "prn.pth")
+    torch.save({"model": weights, "args": Path("somewhere")}, cfg.MODEL.ASSEMBLER.WEIGHTS)
+    monkeypatch.setenv(TRUST, "0")
+    with pytest.raises(ValueError, match=r"is no checkpoint: it holds pathlib.*--trust-pickle"):
+        build_pose_assembler(cfg)
+    monkeypatch.setenv(TRUST, "1")
+    for name, value in build_pose_assembler(cfg).state_dict().items():
+        assert torch.equal(value, weights[f"assembler.{name}"])
 
 
 def test_unknown_parts_list_the_known_ones():

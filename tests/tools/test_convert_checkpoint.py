@@ -22,7 +22,8 @@ def convert(monkeypatch, capsys):
     spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.delenv(TRUST, raising=False)
+    # Set, not deleted: monkeypatch would put back what the argument sets.
+    monkeypatch.setenv(TRUST, "0")
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", *map(str, arguments)])
@@ -33,7 +34,7 @@ def convert(monkeypatch, capsys):
         except SystemExit as stop:
             code = stop.code
         finally:
-            monkeypatch.delenv(TRUST, raising=False)
+            monkeypatch.setenv(TRUST, "0")
         return code, *capsys.readouterr()
 
     return call

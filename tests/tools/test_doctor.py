@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import os
-import subprocess
+import io
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
 
 
 @pytest.fixture()
 def doctor(monkeypatch, tmp_path):
-    """The tool with its processes answered at once; they ran in `test_here`."""
+    """The tool with its processes answered at once; their code runs in `test_here`."""
     spec = importlib.util.spec_from_file_location("doctor", TOOL)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "doctor", module)
@@ -31,23 +32,28 @@ def lines(text: str, state: str) -> dict[str, str]:
     return dict(x.strip().split(": ", 1) for x in found)
 
 
-def test_here(mpn_data):
-    """In a process, as a user calls it: every check runs for real."""
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(mpn_data)}
-    done = subprocess.run(
-        [sys.executable, TOOL], capture_output=True, text=True, env=environment, cwd="/"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    fine = lines(done.stdout, "ok")
-    import torch
+def run_here(code: str) -> tuple[bool, str]:
+    """As the tool's `run_python`, in this process, which has imported everything already."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(code, {})
+    return True, said.getvalue().strip().splitlines()[-1]
 
+
+def test_here(doctor, mpn_data, monkeypatch, capsys):
+    """Every check runs for real, though not in processes of their own: these take a minute."""
+    monkeypatch.setattr(doctor, "run_python", run_here)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(mpn_data))
+    code, out = doctor.main(), capsys.readouterr().out
+    assert code == 0, out
+    fine = lines(out, "ok")
     assert fine["torch"] == torch.__version__.split("+")[0]
     assert fine["torchvision's operators"] == "nms runs"
     assert fine["pycocotools' masks"] == "area runs" and fine["OpenCV"] == "resize runs"
     assert fine["mpn_d2"].endswith(str(TOOL.parents[1] / "mpn_d2"))
     assert fine["COCO 2017 keypoints, training"].startswith(str(mpn_data))
-    assert "CrowdPose" in lines(done.stdout, "-")
-    assert done.stdout.endswith("mpn_d2 can run here\n")
+    assert "CrowdPose" in lines(out, "-")
+    assert out.endswith("mpn_d2 can run here\n")
 
 
 def test_what_is_missing_is_named(doctor, monkeypatch, capsys):
@@ -73,6 +79,15 @@ def test_parts_that_do_not_fit_are_missing(doctor, monkeypatch, capsys):
     [(what, detail)] = lines(capsys.readouterr().out, "MISSING").items()
     assert what == "torchvision's operators" and "nms does not exist" in detail
     assert "make setup in a new environment" in detail
+
+
+def test_a_package_that_cannot_be_imported(doctor, monkeypatch, capsys):
+    def broken(code: str) -> tuple[bool, str]:
+        return "import mpn_d2" not in code, "runs|"
+
+    monkeypatch.setattr(doctor, "run_python", broken)
+    assert doctor.main() == 1
+    assert "make setup" in lines(capsys.readouterr().out, "MISSING")["mpn_d2"]
 
 
 def test_no_detectron2_and_an_old_python(doctor, monkeypatch, capsys):

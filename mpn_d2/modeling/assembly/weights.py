@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from importlib.resources import files
 
-import torch
 from detectron2.config import CfgNode
 from torch import nn
 
 from mpn_d2.modeling.weight_settings import check_settings
+from mpn_d2.utils.safe_files import read_torch
 
 # Where models hold their assembler.
 PREFIX = "assembler."
@@ -33,7 +33,7 @@ def load_assembler_weights(assembler: nn.Module, name: str, cfg: CfgNode | None 
     if not os.path.isfile(path):
         raise FileNotFoundError(f"MODEL.ASSEMBLER.WEIGHTS {name}: {path} not found")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch(path)
         state = {
             key.removeprefix(PREFIX): value.float() if value.is_floating_point() else value
             for key, value in content["model"].items()
