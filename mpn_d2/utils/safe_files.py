@@ -13,27 +13,16 @@ import io
 import os
 import pickle
 import re
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from mpn_d2.utils.array_pickle import ArrayUnpickler
+
 TRUST = "MPN_TRUST_PICKLE"
-# What a .pkl of Detectron2's or Detectron's model zoo holds.
-_ADMITTED = {
-    ("collections", "OrderedDict"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    # Protocol 5.
-    ("numpy.core.numeric", "_frombuffer"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("_codecs", "encode"),
-}
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 # Where training scripts keep the weights among other things.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state")
@@ -44,19 +33,15 @@ READ_ERRORS = (
     ValueError,
     EOFError,
     RuntimeError,
-    KeyError,
     AttributeError,
     TypeError,
     ImportError,
-    IndexError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    AssertionError,
+    struct.error,
 )
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ADMITTED:
-            return super().find_class(module, name)
-        raise ValueError(_refusal(f"{module}.{name}", "an array, dict or number"))
 
 
 def add_trust_argument(parser: argparse.ArgumentParser) -> None:
@@ -88,8 +73,10 @@ def read_pickle(content: bytes) -> Any:
         ValueError: it names something else than plain data.
         pickle.UnpicklingError and others of READ_ERRORS: it is no pickle.
     """
-    kind = pickle.Unpickler if trusts_pickle() else _ArrayUnpickler
-    return kind(io.BytesIO(content), encoding="latin1").load()
+    file = io.BytesIO(content)
+    if trusts_pickle():
+        return pickle.Unpickler(file, encoding="latin1").load()
+    return ArrayUnpickler(file, _refusal, encoding="latin1").load()
 
 
 def read_torch(path: str | os.PathLike, *, mmap: bool = False) -> Any:
@@ -121,9 +108,7 @@ def read_hdf5(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         import h5py
     except ImportError as error:
-        raise ValueError(
-            f"{path} needs h5py: pip install 'mpn_d2[convert]', or pip install h5py"
-        ) from error
+        raise ValueError(f"{path} needs h5py: make setup, or pip install h5py") from error
     found: dict[str, np.ndarray] = {}
 
     def visit(name: str, item: Any) -> None:

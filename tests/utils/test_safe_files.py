@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
+import re
 
 import h5py
 import numpy as np
@@ -108,5 +109,20 @@ def test_other_content_is_named(tmp_path, content, message):
 def test_without_h5py(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     (tmp_path / "a.h5").touch()
-    with pytest.raises(ValueError, match=r"a\.h5 needs h5py: pip install 'mpn_d2\[convert\]'"):
+    with pytest.raises(ValueError, match=r"a\.h5 needs h5py: make setup, or pip install h5py"):
         read_foreign_weights(tmp_path / "a.h5")
+
+
+def test_cut_files_of_old_pytorch_are_errors(tmp_path):
+    path = tmp_path / "old.pth"
+    torch.save({"a": torch.ones(3, 4)}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for size in range(0, len(whole), 7):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"old\.pth"):
+            read_foreign_weights(path)
+    # A storage of another name than the tensor's.
+    where = whole.rindex(re.search(rb"\d{8,}", whole)[0])
+    path.write_bytes(whole[:where] + b"0" + whole[where + 1 :])
+    with pytest.raises(ValueError, match=r"old\.pth"):
+        read_foreign_weights(path)
