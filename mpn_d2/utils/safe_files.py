@@ -40,6 +40,7 @@ READ_ERRORS = (
     OverflowError,
     MemoryError,
     AssertionError,
+    AssertionError,
     struct.error,
 )
 
