@@ -1,0 +1,134 @@
+"""Deformable convolution against the slow bilinear formula, and as a plain one at offsets of 0."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
+from torch import nn
+
+from mpn_d2.layers.deformable_conv import DeformableConv2d, OffsetConv2d, convolve_then_read
+
+
+def slow(x, offsets, weight, bias, stride, padding, dilation, mask=None):
+    """Report eq. 2, 3 and 5, sum by sum: G(q, p) = max(0, 1 - |qx - px|) max(0, 1 - |qy - py|)."""
+    count, _, height, width = x.shape
+    rows, columns = torch.arange(height).float(), torch.arange(width).float()
+    size = offsets.shape[2:]
+    out = torch.zeros(count, weight.shape[0], *size, dtype=x.dtype)
+    kernel = list(itertools.product(range(weight.shape[2]), range(weight.shape[3])))
+    for n, i, j in itertools.product(range(count), range(size[0]), range(size[1])):
+        total = torch.zeros(weight.shape[0], dtype=x.dtype)
+        for tap, (a, b) in enumerate(kernel):
+            y = i * stride - padding + a * dilation + offsets[n, 2 * tap, i, j]
+            z = j * stride - padding + b * dilation + offsets[n, 2 * tap + 1, i, j]
+            share = (1 - (rows - y).abs()).clamp(min=0)[:, None]
+            share = share * (1 - (columns - z).abs()).clamp(min=0)
+            factor = 1 if mask is None else mask[n, tap, i, j]
+            total = total + weight[:, :, a, b] @ (x[n] * share).sum(dim=(1, 2)) * factor
+        out[n, :, i, j] = total
+    return out if bias is None else out + bias[:, None, None]
+
+
+def layer_and_input(stride=1, dilation=1, size=(5, 7), bias=True):
+    weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+    conv = OffsetConv2d(
+        weight,
+        nn.Parameter(torch.randn(4)) if bias else None,
+        stride=(stride, stride),
+        padding=(dilation, dilation),
+        dilation=(dilation, dilation),
+    )
+    x = torch.randn(2, 3, *size, requires_grad=True)
+    out = [(side - 1) // stride + 1 for side in size]
+    # Reaches beyond every border.
+    offsets = (2.5 * torch.randn(2, 18, *out)).requires_grad_()
+    return conv, x, offsets
+
+
+@pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (1, 2)])
+def test_equals_the_slow_formula_with_gradients(stride, dilation):
+    conv, x, offsets = layer_and_input(stride, dilation)
+    found = conv(x, offsets)
+    expected = slow(x, offsets, conv.weight, conv.bias, stride, dilation, dilation)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    # Weighted, so that every cell's gradient counts.
+    weights = torch.randn_like(found)
+    inputs = (x, offsets, conv.weight, conv.bias)
+    gradients = torch.autograd.grad((found * weights).sum(), inputs)
+    for own, slowly in zip(
+        gradients, torch.autograd.grad((expected * weights).sum(), inputs), strict=True
+    ):
+        assert own.abs().sum() > 0
+        torch.testing.assert_close(own, slowly, atol=1e-3, rtol=1e-3)
+    # Without gradients another way is taken on a CPU.
+    with torch.no_grad():
+        torch.testing.assert_close(conv(x, offsets), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dilation, size", [(1, (1, 1)), (2, (6, 3)), (1, (2, 9))])
+def test_convolving_first_and_reading_then_is_the_same(dilation, size):
+    conv, x, offsets = layer_and_input(dilation=dilation, size=size, bias=dilation == 1)
+    with torch.no_grad():
+        found = convolve_then_read(x, offsets, conv.weight, conv.bias, conv.padding, conv.dilation)
+        expected = slow(x, offsets, conv.weight, conv.bias, 1, dilation, dilation)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_factors_of_taps():
+    conv, x, offsets = layer_and_input()
+    mask = torch.rand(2, 9, 5, 7)
+    expected = slow(x, offsets, conv.weight, conv.bias, 1, 1, 1, mask)
+    torch.testing.assert_close(conv(x, offsets, mask), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_it_begins_as_the_convolution_that_it_was_made_from():
+    plain = Conv2d(3, 6, 3, padding=1, stride=2, norm=nn.BatchNorm2d(6), activation=F.relu)
+    deformable = DeformableConv2d.from_conv(plain)
+    x = torch.randn(2, 3, 9, 6)
+    assert deformable.weight is plain.weight
+    names = set(plain.state_dict()) | {"offset.weight", "offset.bias"}
+    assert set(deformable.state_dict()) == names
+    plain.eval(), deformable.eval()
+    with torch.no_grad():
+        assert torch.equal(deformable(x), plain(x))
+    torch.testing.assert_close(deformable(x), plain(x), atol=1e-5, rtol=1e-5)
+    # And learns from the first step on where to look.
+    deformable(x).square().sum().backward()
+    assert deformable.offset.weight.grad.abs().sum() > 0
+    nn.init.constant_(deformable.offset.bias, 0.5)
+    with torch.no_grad():
+        assert not torch.allclose(deformable(x), plain(x), atol=1e-3)
+
+
+def test_takes_the_place_of_detectron2_s():
+    own = DeformConv(4, 6, 3, padding=1, groups=2, deformable_groups=1)
+    x, offsets = torch.randn(1, 4, 5, 6), torch.randn(1, 18, 5, 6)
+    ours = OffsetConv2d.from_conv(own)
+    assert set(ours.state_dict()) == set(own.state_dict())
+    # Groups: each half of the channels by itself.
+    halves = [
+        slow(x[:, :2], offsets, own.weight[:3], None, 1, 1, 1),
+        slow(x[:, 2:], offsets, own.weight[3:], None, 1, 1, 1),
+    ]
+    torch.testing.assert_close(ours(x, offsets), torch.cat(halves, 1), atol=1e-4, rtol=1e-4)
+    modulated = ModulatedDeformConv(4, 6, 3, padding=1, bias=False)
+    ours, mask = OffsetConv2d.from_conv(modulated), torch.rand(1, 9, 5, 6)
+    expected = slow(x, offsets, modulated.weight, None, 1, 1, 1, mask)
+    torch.testing.assert_close(ours(x, offsets, mask), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_no_image_and_low_precision():
+    deformable = DeformableConv2d.from_conv(Conv2d(3, 4, 3, padding=1))
+    empty = deformable(torch.zeros(0, 3, 5, 5))
+    assert empty.shape == (0, 4, 5, 5)
+    empty.sum().backward()
+    nn.init.normal_(deformable.offset.weight, std=0.1)
+    x = torch.randn(1, 3, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = deformable(x.bfloat16())
+    torch.testing.assert_close(low, deformable(x), atol=0.2, rtol=0.1)
+    low.sum().backward()
