@@ -2,22 +2,26 @@
 
 `y(p0) = sum_n w(p_n) x(p0 + p_n + dp_n)` (report eq. 5; spec multitask_rcnn section 4): every tap n
 of the kernel is read where its offset moves it, bilinearly, 0 outside the map. Detectron2's own has
-no CPU backward; torchvision's has. Letters: N images, C channels, T taps, H x W cells. Offsets are
+no CPU backward, and is missing where its compiled part is; torchvision's has one. Letters: N images, C channels, T taps, H x W cells. Offsets are
 in cells, (dy, dx) of tap 0, (dy, dx) of tap 1 ..., as in both libraries.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
+from detectron2.layers import Conv2d
 from torch import nn
 from torchvision.ops import deform_conv2d
 
 
-class OffsetConv2d(nn.Module):
-    """A convolution whose taps are moved by offsets that it is given.
+class DeformableConv2d(nn.Module):
+    """A convolution whose taps are moved by offsets that a plain one finds in the same features.
 
+    The offsets start as 0: the layer begins as the convolution that it was made from, whose names
+    of parameters it keeps (`weight`, `bias`, `norm`); its own are `offset.weight`, `offset.bias`.
     The result is float32. Where all offsets are 0 and no gradient is asked for, it is the plain
     convolution to the last bit: deformed ones add up in another order.
     """
@@ -32,7 +36,7 @@ class OffsetConv2d(nn.Module):
         dilation: tuple[int, int] = (1, 1),
         groups: int = 1,
         norm: nn.Module | None = None,
-        activation: nn.Module | None = None,
+        activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         """
         Args:
@@ -49,39 +53,43 @@ class OffsetConv2d(nn.Module):
         self.groups = groups
         self.norm = norm
         self.activation = activation
+        self.offset = nn.Conv2d(
+            weight.shape[1] * groups,
+            2 * weight[0, 0].numel(),
+            kernel_size=tuple(weight.shape[2:]),
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+        )
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)
 
     @classmethod
-    def from_conv(cls, conv: Conv2d | DeformConv | ModulatedDeformConv) -> OffsetConv2d:
+    def from_conv(cls, conv: Conv2d) -> DeformableConv2d:
         """One with the parameters themselves, norm and activation of a layer of Detectron2."""
         return cls(
             conv.weight,
             conv.bias,
-            stride=_pair(conv.stride),
-            padding=_pair(conv.padding),
-            dilation=_pair(conv.dilation),
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
             groups=conv.groups,
             norm=conv.norm,
             activation=conv.activation,
         )
 
-    def forward(
-        self, x: torch.Tensor, offsets: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C', H', W').
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, C, H, W) -> (N, C', H', W')."""
+        return self.convolve(x, self.offset(x))
 
-        Args:
-            x: features.
-            offsets: (N, G 2T, H', W') cells, for each of G groups of channels.
-            mask: (N, G T, H', W') factors of the taps; None for 1.
-        """
+    def convolve(self, x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        """The convolution at given offsets (N, 2T, H', W'), cells; norm and activation too."""
         with torch.autocast(x.device.type, enabled=False):
-            x = self._convolve(x.float(), offsets.float(), None if mask is None else mask.float())
+            x = self._convolve(x.float(), offsets.float())
         x = x if self.norm is None else self.norm(x)
         return x if self.activation is None else self.activation(x)
 
-    def _convolve(
-        self, x: torch.Tensor, offsets: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _convolve(self, x: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         plain = (self.stride, self.padding, self.dilation, self.groups)
         if x.shape[0] == 0:
             # torchvision wants an image; the sum keeps the graph of the offsets whole.
@@ -89,11 +97,10 @@ class OffsetConv2d(nn.Module):
         needs_gradient = torch.is_grad_enabled() and (
             x.requires_grad or offsets.requires_grad or self.weight.requires_grad
         )
-        if mask is None and not needs_gradient and not _is_recorded():
+        if not needs_gradient and not _is_recorded():
             if not offsets.any():
                 return F.conv2d(x, self.weight, self.bias, *plain)
-            whole = self.groups == 1 and offsets.shape[1] == 2 * self.weight[0, 0].numel()
-            if x.device.type == "cpu" and whole and self.stride == (1, 1):
+            if x.device.type == "cpu" and self.groups == 1 and tuple(self.stride) == (1, 1):
                 return convolve_then_read(
                     x, offsets, self.weight, self.bias, self.padding, self.dilation
                 )
@@ -105,37 +112,7 @@ class OffsetConv2d(nn.Module):
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
-            mask=mask,
         )
-
-
-class DeformableConv2d(OffsetConv2d):
-    """A convolution whose taps are moved by offsets that a plain one finds in the same features.
-
-    The offsets start as 0: the layer begins as the convolution that it was made from, whose names
-    of parameters it keeps (`weight`, `bias`, `norm`); its own are `offset.weight`, `offset.bias`.
-    """
-
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, **kwargs) -> None:
-        """
-        Args:
-            weight, bias, kwargs: as OffsetConv2d's.
-        """
-        super().__init__(weight, bias, **kwargs)
-        self.offset = nn.Conv2d(
-            weight.shape[1] * self.groups,
-            2 * weight[0, 0].numel(),
-            kernel_size=tuple(weight.shape[2:]),
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-        )
-        nn.init.zeros_(self.offset.weight)
-        nn.init.zeros_(self.offset.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, C, H, W) -> (N, C', H', W')."""
-        return super().forward(x, self.offset(x))
 
 
 def convolve_then_read(
@@ -207,7 +184,3 @@ def _corners(
 def _is_recorded() -> bool:
     """Whether a tracer or compiler records what is computed: it must not depend on the values."""
     return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else tuple(value)

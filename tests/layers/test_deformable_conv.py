@@ -7,13 +7,13 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, DeformConv, ModulatedDeformConv
+from detectron2.layers import Conv2d
 from torch import nn
 
-from mpn_d2.layers.deformable_conv import DeformableConv2d, OffsetConv2d, convolve_then_read
+from mpn_d2.layers.deformable_conv import DeformableConv2d, convolve_then_read
 
 
-def slow(x, offsets, weight, bias, stride, padding, dilation, mask=None):
+def slow(x, offsets, weight, bias, stride, padding, dilation):
     """Report eq. 2, 3 and 5, sum by sum: G(q, p) = max(0, 1 - |qx - px|) max(0, 1 - |qy - py|)."""
     count, _, height, width = x.shape
     rows, columns = torch.arange(height).float(), torch.arange(width).float()
@@ -27,15 +27,14 @@ def slow(x, offsets, weight, bias, stride, padding, dilation, mask=None):
             z = j * stride - padding + b * dilation + offsets[n, 2 * tap + 1, i, j]
             share = (1 - (rows - y).abs()).clamp(min=0)[:, None]
             share = share * (1 - (columns - z).abs()).clamp(min=0)
-            factor = 1 if mask is None else mask[n, tap, i, j]
-            total = total + weight[:, :, a, b] @ (x[n] * share).sum(dim=(1, 2)) * factor
+            total = total + weight[:, :, a, b] @ (x[n] * share).sum(dim=(1, 2))
         out[n, :, i, j] = total
     return out if bias is None else out + bias[:, None, None]
 
 
 def layer_and_input(stride=1, dilation=1, size=(5, 7), bias=True):
     weight = nn.Parameter(torch.randn(4, 3, 3, 3))
-    conv = OffsetConv2d(
+    conv = DeformableConv2d(
         weight,
         nn.Parameter(torch.randn(4)) if bias else None,
         stride=(stride, stride),
@@ -52,7 +51,7 @@ def layer_and_input(stride=1, dilation=1, size=(5, 7), bias=True):
 @pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (1, 2)])
 def test_equals_the_slow_formula_with_gradients(stride, dilation):
     conv, x, offsets = layer_and_input(stride, dilation)
-    found = conv(x, offsets)
+    found = conv.convolve(x, offsets)
     expected = slow(x, offsets, conv.weight, conv.bias, stride, dilation, dilation)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     # Weighted, so that every cell's gradient counts.
@@ -66,7 +65,7 @@ def test_equals_the_slow_formula_with_gradients(stride, dilation):
         torch.testing.assert_close(own, slowly, atol=1e-3, rtol=1e-3)
     # Without gradients another way is taken on a CPU.
     with torch.no_grad():
-        torch.testing.assert_close(conv(x, offsets), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(conv.convolve(x, offsets), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dilation, size", [(1, (1, 1)), (2, (6, 3)), (1, (2, 9))])
@@ -76,13 +75,6 @@ def test_convolving_first_and_reading_then_is_the_same(dilation, size):
         found = convolve_then_read(x, offsets, conv.weight, conv.bias, conv.padding, conv.dilation)
         expected = slow(x, offsets, conv.weight, conv.bias, 1, dilation, dilation)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-
-
-def test_factors_of_taps():
-    conv, x, offsets = layer_and_input()
-    mask = torch.rand(2, 9, 5, 7)
-    expected = slow(x, offsets, conv.weight, conv.bias, 1, 1, 1, mask)
-    torch.testing.assert_close(conv(x, offsets, mask), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_it_begins_as_the_convolution_that_it_was_made_from():
@@ -104,21 +96,17 @@ def test_it_begins_as_the_convolution_that_it_was_made_from():
         assert not torch.allclose(deformable(x), plain(x), atol=1e-3)
 
 
-def test_takes_the_place_of_detectron2_s():
-    own = DeformConv(4, 6, 3, padding=1, groups=2, deformable_groups=1)
+def test_groups_of_channels():
+    plain = Conv2d(4, 6, 3, padding=1, groups=2, bias=False)
     x, offsets = torch.randn(1, 4, 5, 6), torch.randn(1, 18, 5, 6)
-    ours = OffsetConv2d.from_conv(own)
-    assert set(ours.state_dict()) == set(own.state_dict())
-    # Groups: each half of the channels by itself.
+    weight = plain.weight
     halves = [
-        slow(x[:, :2], offsets, own.weight[:3], None, 1, 1, 1),
-        slow(x[:, 2:], offsets, own.weight[3:], None, 1, 1, 1),
+        slow(x[:, :2], offsets, weight[:3], None, 1, 1, 1),
+        slow(x[:, 2:], offsets, weight[3:], None, 1, 1, 1),
     ]
-    torch.testing.assert_close(ours(x, offsets), torch.cat(halves, 1), atol=1e-4, rtol=1e-4)
-    modulated = ModulatedDeformConv(4, 6, 3, padding=1, bias=False)
-    ours, mask = OffsetConv2d.from_conv(modulated), torch.rand(1, 9, 5, 6)
-    expected = slow(x, offsets, modulated.weight, None, 1, 1, 1, mask)
-    torch.testing.assert_close(ours(x, offsets, mask), expected, atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        found = DeformableConv2d.from_conv(plain).convolve(x, offsets)
+    torch.testing.assert_close(found, torch.cat(halves, 1), atol=1e-4, rtol=1e-4)
 
 
 def test_no_image_and_low_precision():
