@@ -2,8 +2,9 @@
 
 `y(p0) = sum_n w(p_n) x(p0 + p_n + dp_n)` (report eq. 5; spec multitask_rcnn section 4): every tap n
 of the kernel is read where its offset moves it, bilinearly, 0 outside the map. Detectron2's own has
-no CPU backward, and is missing where its compiled part is; torchvision's has one. Letters: N images, C channels, T taps, H x W cells. Offsets are
-in cells, (dy, dx) of tap 0, (dy, dx) of tap 1 ..., as in both libraries.
+no CPU backward, and is missing where its compiled part is; torchvision's has one. Letters: N
+images, C channels, T taps, H x W cells. Offsets are in cells, (dy, dx) of tap 0, (dy, dx) of tap
+1 ..., as in both libraries.
 """
 
 from __future__ import annotations
