@@ -71,6 +71,9 @@ TEST_KEYS = (
     ("MODEL", "RETINANET", "NMS_THRESH_TEST"),
     ("MODEL", "RETINANET", "SCORE_THRESH_TEST"),
     ("MODEL", "RETINANET", "SOFT_NMS_SIGMA"),
+    ("MODEL", "ROI_HEADS", "NMS_THRESH_TEST"),
+    ("MODEL", "ROI_HEADS", "SCORE_THRESH_TEST"),
+    ("MODEL", "ROI_KEYPOINT_HEAD", "POSE_SCORE"),
     ("MODEL", "ASSEMBLER", "MATCHING"),
     ("MODEL", "ASSEMBLER", "BOX_SCORE_THRESH"),
     ("MODEL", "ASSEMBLER", "POSE_SCORE"),
@@ -147,7 +150,7 @@ def drawn_predictions(
             image,
             result["instances"],
             skeleton,
-            result["sem_seg"],
+            result.get("sem_seg"),
             score_threshold=cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
         )
         yield Path(record["file_name"]).stem, picture

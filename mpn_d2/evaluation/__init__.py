@@ -23,7 +23,7 @@ __all__ = [
     "write_json",
 ]
 
-_TASKS = ("bbox", "keypoints", "sem_seg")
+_TASKS = ("bbox", "segm", "keypoints", "sem_seg")
 
 
 def build_evaluator(

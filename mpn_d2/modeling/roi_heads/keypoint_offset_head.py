@@ -74,9 +74,10 @@ class KeypointOffsetHead(KRCNNConvDeconvUpsampleHead):
             ValueError: a value that is not possible; names the key.
         """
         _check(refine, loss, sigma, min_visibility, prior, pose_score)
-        self._reads_maps = refine in ("heatmap", "both")
-        outputs = 3 * num_keypoints if self._reads_maps else num_keypoints
+        reads_maps = refine in ("heatmap", "both")
+        outputs = 3 * num_keypoints if reads_maps else num_keypoints
         super().__init__(input_shape, num_keypoints=outputs, **kwargs)
+        self._reads_maps = reads_maps
         self.num_keypoints = num_keypoints
         self.refine = refine
         self.loss = loss
