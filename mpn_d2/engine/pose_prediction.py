@@ -103,7 +103,8 @@ class PosePrediction:
 
         Keys: image_id, category_id (1), bbox (x, y, width, height), score (the box's), keypoints
         (3 K numbers; pixel indices, which lie half a pixel lower), pose_score, segmentation (RLE)
-        where people have masks, and track_id where they have numbers. A person without any joint has zeros.
+        where people have masks, and track_id where they have numbers. A person without any joint
+        has zeros.
         """
         rows = []
         masks = None if self.masks is None else encode_masks(self.instances.pred_masks)

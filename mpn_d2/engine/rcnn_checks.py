@@ -46,5 +46,5 @@ def check_rcnn_inference(cfg: CfgNode) -> None:
     for key in ("HEATMAPS", "ERROR_BUDGET"):
         if cfg.EVAL[key]:
             raise ValueError(
-                f"EVAL.{key} is True, but {RCNN} has no heatmaps of the whole image: set it to False"
+                f"EVAL.{key} is True, but {RCNN} has no maps of the whole image: set it to False"
             )

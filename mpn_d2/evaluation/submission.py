@@ -54,8 +54,8 @@ def write_submission(
 
     Args:
         folder: made where it does not exist.
-        task: bbox, segm or keypoints. The server calls the first two by one name: that of masks gets
-            the algorithm <algorithm>-segm.
+        task: bbox, segm or keypoints. The server calls the first two by one name: the file of
+            masks gets the algorithm <algorithm>-segm.
         rows: COCO results of people. The best of each image are written, as many as the server
             looks at, with the fields that it asks for; keypoints that were not found stay 0, 0,
             all others get the flag 1 (the server reads no flag).
