@@ -86,3 +86,46 @@ def _fit(name: str, value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor
         # Anchors of a cell are ordered by size, then by ratio.
         return torch.cat([value] * (shape[0] // value.shape[0]))
     return None
+
+
+def trunk_weights(
+    weights: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Bottom-up network and keypoint pyramid of one of our bottom-up systems, as the start of an
+    R-CNN with the same backbone.
+
+    Args:
+        weights: a state with `backbone.bottom_up` and perhaps `backbone.keypoint_fpn`.
+        wanted: the R-CNN's `state_dict()`.
+
+    Returns:
+        By name, tensors of the network's shapes; levels of another size are left out.
+
+    Raises:
+        ValueError: the bottom-up networks are not alike.
+    """
+    bottom_up, pyramid = "backbone.bottom_up.", "backbone.keypoint_fpn."
+    found = {}
+    for name, tensor in weights.items():
+        own = name.replace(pyramid, "backbone.") if name.startswith(pyramid) else name
+        if not name.startswith((bottom_up, pyramid)) or own not in wanted:
+            continue
+        if tensor.shape == wanted[own].shape:
+            found[own] = tensor
+        elif name.startswith(bottom_up):
+            raise ValueError(
+                f"the trunk's {name} is {tuple(tensor.shape)}, the network's "
+                f"{tuple(wanted[own].shape)}: give the checkpoint of a network with the same ResNet"
+            )
+    missing = [
+        name
+        for name in wanted
+        if name.startswith(bottom_up) and name not in found and ".offset." not in name
+    ]
+    # Counters of batches, which a frozen norm has not.
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    if missing:
+        raise ValueError(
+            f"the trunk has no {missing[0]}: give the checkpoint of a network with the same ResNet"
+        )
+    return found
