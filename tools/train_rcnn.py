@@ -5,8 +5,8 @@
     python tools/train_rcnn.py --runs RUNS --trunk RUNS/drawn-v1/model_final.pth --rows
     python tools/train_rcnn.py --runs RUNS --overfit
 
-The first trains quick_drawn_v1.yaml and tests it on the 200 unseen images of drawn-v1; --rows trains
-the refinements instead, each on one short schedule (quick_drawn_v1_rows.yaml): regular, RB, RB+H,
+The first trains quick_drawn_v1.yaml and tests it on the 200 unseen images of drawn-v1; --rows
+trains the refinements, each on one short schedule (quick_drawn_v1_rows.yaml): regular, RB, RB+H,
 heatmap, conv, and regular_softmax (with Detectron2's loss); --overfit learns two photographs by
 heart (quick_overfit_two.yaml). --trunk is a checkpoint of the network of tools/train_synthetic.py:
 its bottom-up network and keypoint pyramid are the start of these (without it they start from
