@@ -10,8 +10,9 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.layers import Conv2d, ShapeSpec
+from detectron2.layers import Conv2d, ShapeSpec, interpolate
 from detectron2.modeling import ROI_KEYPOINT_HEAD_REGISTRY
 from detectron2.modeling.roi_heads.keypoint_head import (
     KRCNNConvDeconvUpsampleHead,
@@ -136,13 +137,28 @@ class KeypointOffsetHead(KRCNNConvDeconvUpsampleHead):
     def layers(self, x: torch.Tensor) -> torch.Tensor:
         """(R, C, h, w) features -> (R, K, S, S) refined maps: logits with loss "softmax", else
         probabilities (the sigmoid comes before the reading [inferred])."""
-        outputs = super().layers(x).float()
-        maps = outputs[:, : self.num_keypoints]
+        *trunk, last = self.children()
+        for layer in trunk:
+            x = layer(x)
+        # Maps and offsets by themselves: together the maps would be added up in another order than
+        # those of an unrefined head.
+        maps = self._upsample(x, last, slice(self.num_keypoints))
         if self.loss == "mse":
             maps = maps.sigmoid()
         if self._reads_maps:
-            maps = read_at_offsets(maps, outputs[:, self.num_keypoints :])
+            maps = read_at_offsets(maps, self._upsample(x, last, slice(self.num_keypoints, None)))
         return maps
+
+    def _upsample(self, x: torch.Tensor, last: nn.ConvTranspose2d, outputs: slice) -> torch.Tensor:
+        """These outputs of the head, (R, outputs, S, S) float32."""
+        low = F.conv_transpose2d(
+            x,
+            last.weight[:, outputs],
+            last.bias[outputs],
+            stride=last.stride,
+            padding=last.padding,
+        )
+        return interpolate(low.float(), scale_factor=self.up_scale, mode="bilinear")
 
     def _loss_of(self, maps: torch.Tensor, instances: list[Instances]) -> torch.Tensor:
         if self.loss == "softmax":
