@@ -70,3 +70,15 @@ def test_tables_of_assembling_show_the_results():
 def test_tables_of_inference_show_the_results():
     results = json.loads((DOCS / "results" / "inference.json").read_text())
     assert_shown("inference.md", tool("inference_table").tables(results))
+
+
+def test_tables_of_the_rcnn_show_the_results():
+    """Empty until the networks are trained."""
+    file = DOCS / "results" / "multitask_rcnn.json"
+    results = json.loads(file.read_text()) if file.is_file() else {}
+    found = tool("train_rcnn").tables(results)
+    if found:
+        assert_shown("multitask_rcnn.md", found)
+    text = (DOCS / "multitask_rcnn.md").read_text()
+    for name in {"networks", "rows"} - set(found):
+        assert f"<!-- table {name} -->\n<!-- end {name} -->" in text
