@@ -38,6 +38,12 @@ Part `inference`; weights may be random:
   mirrored view, in turns;
 - peak_mib/tiling_4000x3000: memory of a process that sees a photograph of that size whole and in
   4 x 4 overlapping parts, mirrored too.
+
+    python tools/benchmark.py --config-file configs/MultitaskRCNN/R_50_multi_RB_H.yaml \
+        --part heads --output docs/results/benchmark_heads.json
+
+Part `heads`, random weights: heads/seconds/<refinement>/20, the keypoint head of an R-CNN, from the
+features of 20 boxes to poses, and heads/ratio/<refinement>/20, to the unrefined head.
 """
 
 from __future__ import annotations
@@ -68,6 +74,7 @@ from mpn_d2.data.loader import build_pose_train_loader
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.inference_speed import measure_inference
+from mpn_d2.engine.rcnn_speed import measure_heads
 from mpn_d2.engine.stages import stage_config
 from mpn_d2.engine.trainer import PoseTrainer
 from mpn_d2.modeling.assembly import build_pose_assembler
@@ -173,10 +180,16 @@ def measure_all(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
     }
 
 
+def measure_keypoint_heads(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
+    """The figures of part `heads`, see the head of this file."""
+    return measure_heads(cfg, repeats=args.repeats)
+
+
 PARTS = {
     "data": measure_data,
     "assembly": measure_assembly,
     "inference": measure_views,
+    "heads": measure_keypoint_heads,
     "all": measure_all,
 }
 # People in the image that is assembled.

@@ -126,3 +126,19 @@ def test_figures_of_the_inference_part(tmp_path, sample_dir, monkeypatch) -> Non
     seconds = {name: figures[f"inference/seconds/{name}"] for name in ("plain", "flip")}
     assert figures["inference/ratio/flip"] == pytest.approx(seconds["flip"] / seconds["plain"])
     assert all(value > 0 for value in figures.values())
+
+
+def test_figures_of_the_heads_part(tmp_path, sample_dir) -> None:
+    config = str(sample_dir.parents[1] / "configs/MultitaskRCNN/quick_overfit_two.yaml")
+    output = tmp_path / "heads.json"
+    arguments = ["--config-file", config, "--part", "heads", "--output", str(output)]
+    arguments += ["--repeats", "1", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(8, 8)"]
+    benchmark.main(benchmark.parse_args(arguments))
+    figures = json.loads(output.read_text())["metrics"]
+    kinds = ("none", "conv", "heatmap", "both")
+    seconds = {kind: figures.pop(f"heads/seconds/{kind}/20") for kind in kinds}
+    assert all(value > 0 for value in seconds.values())
+    for kind in kinds[1:]:
+        ratio = figures.pop(f"heads/ratio/{kind}/20")
+        assert ratio == pytest.approx(seconds[kind] / seconds["none"])
+    assert not figures
