@@ -28,7 +28,7 @@ def test_it_begins_as_the_plain_network_with_its_names(depth, paper_config):
         cfg = shallow(paper_config, RB)
     else:
         cfg = paper_config(
-            "MultitaskRCNN/R_50_multi_RB.yaml", [*NARROW, "MODEL.RESNETS.NORM", "GN"]
+            "MultitaskRCNN/R_50_multi_RB.yaml", [*NARROW, "MODEL.RESNETS.NORM", "BN"]
         )
     plain_cfg = cfg.clone()
     plain_cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE = [False] * 4
