@@ -13,6 +13,9 @@ from detectron2.structures.keypoints import heatmaps_to_keypoints
 
 from mpn_d2.codecs.heatmap import LEAST_SCORE
 
+# Logits lower than the highest by more have a share of exp(-100), nothing in float32.
+_MOST_RANGE = 100.0
+
 
 def encode_box_heatmaps(
     keypoints: torch.Tensor,
@@ -91,6 +94,9 @@ def decode_box_heatmaps(maps: torch.Tensor, boxes: torch.Tensor, softmax: bool) 
         (R, K, 3) float32 x, y in the frame of the boxes and score in (0, 1].
     """
     maps = maps.detach().float()
+    if softmax and maps.numel():
+        # Where the cubic overshoots all cells by hundreds, Detectron2 would divide 0 by 0.
+        maps = torch.maximum(maps, maps.amax(dim=(2, 3), keepdim=True) - _MOST_RANGE)
     # x, y, height, share
     found = heatmaps_to_keypoints(maps, boxes.detach().float())
     score = found[..., 3] if softmax else maps.flatten(2).amax(dim=2)

@@ -115,3 +115,14 @@ def test_joints_come_back_within_half_a_cell(softmax):
         nothing = decode_box_heatmaps(torch.zeros_like(maps), boxes, softmax)
         assert (nothing[..., 2] > 0).all() and (nothing[..., 2] < 0.01).all()
     assert decode_box_heatmaps(maps[:0], boxes[:0], softmax).shape == (0, 5, 3)
+
+
+def test_extreme_logits_have_a_place_and_a_score():
+    maps = torch.full((1, 2, 56, 56), -5000.0)
+    maps[0, 0, 20:22, 30:32] = 4000.0
+    maps[0, 1, 10, 12], maps[0, 1, 11, 13] = 3.0, -2.0
+    found = decode_box_heatmaps(maps, torch.tensor([[0.0, 0.0, 112.0, 224.0]]), softmax=True)
+    assert torch.isfinite(found).all() and (found[..., 2] > 0).all()
+    assert found[0, 0, 0].item() == pytest.approx(62, abs=2)
+    assert found[0, 0, 1].item() == pytest.approx(84, abs=4)
+    assert found[0, 1, :2].tolist() == pytest.approx([25, 42], abs=2)
