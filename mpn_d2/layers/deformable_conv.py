@@ -95,11 +95,11 @@ class DeformableConv2d(nn.Module):
         if x.shape[0] == 0:
             # torchvision wants an image; the sum keeps the graph of the offsets whole.
             return F.conv2d(x, self.weight, self.bias, *plain) + offsets.sum() * 0
-        needs_gradient = torch.is_grad_enabled() and (
-            x.requires_grad or offsets.requires_grad or self.weight.requires_grad
-        )
-        if not needs_gradient and not _is_recorded():
-            if not offsets.any():
+        if not _is_recorded():
+            needs_gradient = torch.is_grad_enabled() and (
+                x.requires_grad or offsets.requires_grad or self.weight.requires_grad
+            )
+            if not needs_gradient and not offsets.any():
                 return F.conv2d(x, self.weight, self.bias, *plain)
             if x.device.type == "cpu" and self.groups == 1 and tuple(self.stride) == (1, 1):
                 return convolve_then_read(
@@ -124,11 +124,12 @@ def convolve_then_read(
     padding: tuple[int, int],
     dilation: tuple[int, int],
 ) -> torch.Tensor:
-    """A deformable convolution of stride 1, twice as fast on a CPU as torchvision's.
+    """A deformable convolution of stride 1, on a CPU faster than torchvision's: twice forward, five
+    times forward and backward (one core, 4 x 128 x 40 x 60 and 64 x 128 x 14 x 14).
 
     Reading is linear: the C x C' product of each tap is taken at whole cells first, by the
-    library's convolution, and what the taps find there is read and added up in one pass.
-    Arguments as `deform_conv2d`; one group of channels, no gradient of the offsets.
+    library's convolution, and what the taps find there is read and added up in one pass. It holds
+    T times the result in memory. Arguments as `deform_conv2d`'s; one group of channels.
     """
     count, channels, height, width = x.shape
     out_channels, _, *kernel = weight.shape

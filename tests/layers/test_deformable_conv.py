@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import nn
 
+from mpn_d2.layers import deformable_conv
 from mpn_d2.layers.deformable_conv import DeformableConv2d, convolve_then_read
 
 
@@ -49,7 +50,7 @@ def layer_and_input(stride=1, dilation=1, size=(5, 7), bias=True):
 
 
 @pytest.mark.parametrize("stride, dilation", [(1, 1), (2, 1), (1, 2)])
-def test_equals_the_slow_formula_with_gradients(stride, dilation):
+def test_equals_the_slow_formula_with_gradients(stride, dilation, monkeypatch):
     conv, x, offsets = layer_and_input(stride, dilation)
     found = conv.convolve(x, offsets)
     expected = slow(x, offsets, conv.weight, conv.bias, stride, dilation, dilation)
@@ -63,9 +64,28 @@ def test_equals_the_slow_formula_with_gradients(stride, dilation):
     ):
         assert own.abs().sum() > 0
         torch.testing.assert_close(own, slowly, atol=1e-3, rtol=1e-3)
-    # Without gradients another way is taken on a CPU.
-    with torch.no_grad():
-        torch.testing.assert_close(conv.convolve(x, offsets), expected, atol=1e-4, rtol=1e-4)
+    # Where it is traced, and on a GPU, torchvision's is taken.
+    monkeypatch.setattr(deformable_conv, "_is_recorded", lambda: True)
+    theirs = conv.convolve(x, offsets)
+    torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=1e-4)
+    for own, other in zip(
+        gradients, torch.autograd.grad((theirs * weights).sum(), inputs), strict=True
+    ):
+        torch.testing.assert_close(own, other, atol=1e-3, rtol=1e-3)
+
+
+def test_at_whole_cells_gradients_are_torchvision_s(monkeypatch):
+    """There the slope has a left and a right side; a training begins there."""
+    conv, x, _ = layer_and_input(size=(9, 8))
+    offsets = torch.randint(-2, 3, (2, 18, 9, 8)).float().requires_grad_()
+    weights = torch.randn(2, 4, 9, 8)
+    own = torch.autograd.grad((conv.convolve(x, offsets) * weights).sum(), offsets)[0]
+    monkeypatch.setattr(deformable_conv, "_is_recorded", lambda: True)
+    theirs = torch.autograd.grad((conv.convolve(x, offsets) * weights).sum(), offsets)[0]
+    # Cells of which no tap reads outside.
+    inner = (slice(None), slice(None), slice(3, -3), slice(3, -3))
+    assert own[inner].abs().sum() > 0
+    torch.testing.assert_close(own[inner], theirs[inner], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dilation, size", [(1, (1, 1)), (2, (6, 3)), (1, (2, 9))])
