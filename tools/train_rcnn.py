@@ -31,7 +31,7 @@ from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import read_weights
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.stages import FINAL, evaluate
-from mpn_d2.modeling.rcnn_weights import trunk_weights
+from mpn_d2.convert.rcnn_weights import trunk_weights
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.files import replaced_when_done
 from mpn_d2.utils.results import flat_metrics, provenance, read_results, write_results

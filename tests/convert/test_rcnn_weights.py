@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from mpn_d2.modeling.rcnn_weights import fit_rcnn_weights, trunk_weights
+from mpn_d2.convert.rcnn_weights import fit_rcnn_weights, trunk_weights
 
+REPO = Path(__file__).resolve().parents[2]
+CONFIGS = REPO / "configs" / "MultitaskRCNN"
 SMALL = ["MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16"]
 SMALL += ["MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.FPN.OUT_CHANNELS", "16"]
 SMALL += ["MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "8"]
@@ -80,6 +86,45 @@ def test_offsets_that_the_zoo_has_beside_its_convolutions(paper_config):
     inside = "backbone.bottom_up.res3.0.conv2.offset.weight"
     zoo = {inside.replace("conv2.offset", "conv2_offset"): torch.randn_like(wanted[inside])}
     assert set(fit_rcnn_weights(zoo, wanted)) == {inside}
+
+
+def test_the_command_fits_a_zoo_file_to_a_config(paper_config, tmp_path, capsys):
+    zoo = build_model(paper_config(ZOO, [*THEIRS, "MODEL.ROI_HEADS.NUM_CLASSES", "80"]))
+    file, output = tmp_path / "zoo.pth", tmp_path / "start.pth"
+    torch.save({"model": zoo.state_dict()}, file)
+    config = CONFIGS / "R_50_standard_RB_H.yaml"
+    command = ["convert_checkpoint", "--from", "detectron2_rcnn", "--input", str(file)]
+    command += ["--output", str(output)]
+    tool = load_tool("convert_checkpoint")
+    with pytest.raises(ValueError, match="--from detectron2_rcnn needs --config-file"):
+        tool.main(parsed(tool, command))
+    tool.main(parsed(tool, [*command, "--config-file", str(config)]))
+    done = torch.load(output, weights_only=True)
+    name = "roi_heads.keypoint_head.score_lowres.weight"
+    assert done["model"][name].shape[1] == 51
+    assert torch.equal(done["model"][name][:, :17], zoo.state_dict()[name])
+    assert done["model"]["roi_heads.mask_head.predictor.weight"].shape[0] == 1
+    assert done["settings"]["backbone.bottom_up."]["INPUT.FORMAT"] == "BGR"
+    # Without a pyramid it is no R-CNN of the zoo; nothing is written.
+    weights = {k: v for k, v in zoo.state_dict().items() if "fpn_output4" not in k}
+    torch.save({"model": weights}, file)
+    output.unlink()
+    with pytest.raises(ValueError, match=r"2 missing: backbone\.fpn_output4\.weight"):
+        tool.main(parsed(tool, [*command, "--config-file", str(config)]))
+    assert not output.exists()
+
+
+def load_tool(name: str):
+    spec = importlib.util.spec_from_file_location(name, REPO / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parsed(tool, command: list[str]):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command)
+        return tool.parse_args()
 
 
 def test_weights_that_do_not_fit_are_named(paper_config):
