@@ -26,12 +26,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from mpn_d2.config import load_config
+from mpn_d2.convert.rcnn_weights import trunk_weights
 from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import read_weights
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.stages import FINAL, evaluate
-from mpn_d2.convert.rcnn_weights import trunk_weights
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.files import replaced_when_done
 from mpn_d2.utils.results import flat_metrics, provenance, read_results, write_results
