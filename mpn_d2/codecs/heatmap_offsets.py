@@ -8,6 +8,7 @@ offsets are in cells, x before y. Report of Ye and Ma, spec multitask_rcnn secti
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import Keypoints
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 
@@ -69,15 +70,17 @@ def read_at_offsets(maps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     rows = (torch.arange(height, device=maps.device)[:, None] + dy).clamp(-2, height + 1)
     left, top = columns.detach().floor(), rows.detach().floor()
     right_share, bottom_share = columns - left, rows - top
-    flat = maps.flatten(2)
+    # With a border of zeros, every cell that is read is there.
+    padded = F.pad(maps, (2, 3, 2, 3))
+    step = padded.shape[-1]
+    first = ((top + 2) * step + left + 2).long().flatten(2)
+    flat = padded.flatten(2)
 
-    def corner(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
-        inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-        cell = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-        return flat.gather(2, cell.long().flatten(2)).view_as(row) * inside
+    def corner(down: int, right: int) -> torch.Tensor:
+        return flat.gather(2, first + (down * step + right)).view_as(rows)
 
-    upper = corner(top, left) * (1 - right_share) + corner(top, left + 1) * right_share
-    lower = corner(top + 1, left) * (1 - right_share) + corner(top + 1, left + 1) * right_share
+    upper = corner(0, 0) * (1 - right_share) + corner(0, 1) * right_share
+    lower = corner(1, 0) * (1 - right_share) + corner(1, 1) * right_share
     return upper * (1 - bottom_share) + lower * bottom_share
 
 
