@@ -43,6 +43,10 @@ def check_rcnn_inference(cfg: CfgNode) -> None:
                 f"EVAL.{key} is {cfg.EVAL[key]!r}, but {RCNN} finds boxes and keypoints by itself: "
                 "set it to pred"
             )
+    if cfg.SPEED.MODE != "plain":
+        raise ValueError(
+            f"SPEED.MODE is {cfg.SPEED.MODE!r}, but its steps do not know {RCNN}: set it to plain"
+        )
     for key in ("HEATMAPS", "ERROR_BUDGET"):
         if cfg.EVAL[key]:
             raise ValueError(

@@ -52,6 +52,7 @@ def test_an_r_cnn_alone_needs_it(paper_config):
         (["MODEL.MASK_ON", "False"], r"EVAL\.TASKS .*segm.*MODEL\.MASK_ON"),
         (["MODEL.KEYPOINT_ON", "False"], r"MODEL\.KEYPOINT_ON is False"),
         (["EVAL.BOX_SOURCE", "gt"], r"EVAL\.BOX_SOURCE is 'gt'"),
+        (["SPEED.MODE", "fp32"], r"SPEED\.MODE is 'fp32'"),
         (["EVAL.HEATMAPS", "True"], r"EVAL\.HEATMAPS is True"),
         (["EVAL.ERROR_BUDGET", "True"], r"EVAL\.ERROR_BUDGET is True"),
     ],
