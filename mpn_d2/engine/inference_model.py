@@ -365,7 +365,7 @@ def _scaled(people: Instances, size: tuple[int, int]) -> Instances:
     others.remove("pred_masks")
     others.place = torch.arange(len(people), device=people.scores.device)
     scaled = finish_instances(others, *size)
-    masks = people.pred_masks[scaled.place][None].float()
-    scaled.pred_masks = F.interpolate(masks, size, mode="bilinear")[0] > 0.5
+    masks = people.pred_masks[scaled.place][:, None].float()
+    scaled.pred_masks = F.interpolate(masks, size, mode="bilinear")[:, 0] > 0.5
     scaled.remove("place")
     return scaled

@@ -77,7 +77,7 @@ def test_a_mirrored_image_has_the_mirrored_people(weights, image):
 
 def test_views_of_parts_have_masks_in_the_image(weights, image):
     options = [*POOLED, "TTA.SCALES", "[1.0, 1.5]", "TTA.CROPS", "2", "OKS_NMS.THRESH", "1.0"]
-    people = seen(build_inference_model(config(*options, SMALL[2], "60"), weights), image)
+    people = seen(build_inference_model(config(*options, SMALL[2], "12"), weights), image)
     assert people.pred_masks.shape == (len(people), 90, 117)
     for mask, box in zip(people.pred_masks, people.pred_boxes.tensor):
         rows, columns = mask.nonzero().unbind(1)
@@ -98,6 +98,13 @@ def test_results_in_another_size_than_the_image(weights, image):
     # Their pixels are those of the small masks.
     again = larger.pred_masks[:, 1::2, 1::3]
     assert (again != people.pred_masks).float().mean() < 0.05
+
+
+def test_nobody_in_another_size(weights, image):
+    options = [*POOLED, "TTA.FLIP", "True", "TTA.CROPS", "2", SMALL[0], "1.0"]
+    nobody = seen(build_inference_model(config(*options), weights), image, height=30, width=40)
+    assert len(nobody) == 0 and nobody.pred_masks.shape == (0, 30, 40)
+    assert nobody.pred_keypoints.shape == (0, 17, 3)
 
 
 def test_maps_of_the_whole_image_are_missed(weights):
