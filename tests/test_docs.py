@@ -84,6 +84,13 @@ def test_tables_of_the_rcnn_show_the_results():
         assert f"<!-- table {name} -->\n<!-- end {name} -->" in text
 
 
+def test_tables_of_pose_regression_show_the_results():
+    """Dashes for what was not run yet."""
+    path = DOCS / "results" / "pose_regression.json"
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    assert_shown("pose_regression.md", tool("train_regression").tables(content))
+
+
 def test_tables_of_performance_show_the_results():
     found = tool("performance").tables(DOCS)
     if not found:

@@ -77,6 +77,8 @@ TEST_KEYS = (
     ("MODEL", "ASSEMBLER", "MATCHING"),
     ("MODEL", "ASSEMBLER", "BOX_SCORE_THRESH"),
     ("MODEL", "ASSEMBLER", "POSE_SCORE"),
+    ("MODEL", "POSE_REGRESSION", "MIN_SCORE"),
+    ("MODEL", "POSE_REGRESSION", "TEST_SCORE"),
     ("OKS_NMS",),
     ("REFINE",),
     ("TTA",),
