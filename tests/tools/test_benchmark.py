@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from mpn_d2.engine import data_speed, inference_speed, pipeline_speed, speed_reference
+from mpn_d2.engine import data_speed, inference_speed, pipeline_speed, rcnn_speed, speed_reference
 from mpn_d2.engine.assembly_speed import crowd
 from tools import benchmark
 
@@ -130,7 +130,8 @@ def test_figures_of_the_inference_part(tmp_path, sample_dir, monkeypatch) -> Non
     assert all(value > 0 for value in figures.values())
 
 
-def test_figures_of_the_heads_part(tmp_path, sample_dir) -> None:
+def test_figures_of_the_heads_part(tmp_path, sample_dir, monkeypatch) -> None:
+    monkeypatch.setattr(rcnn_speed, "_BOX", (12.0, 24.0))
     config = str(sample_dir.parents[1] / "configs/MultitaskRCNN/quick_overfit_two.yaml")
     output = tmp_path / "heads.json"
     arguments = ["--config-file", config, "--part", "heads", "--output", str(output)]
