@@ -153,7 +153,7 @@ def peak_table(
     maps = maps.float()
     is_peak = (maps > thresh) & _is_local_maximum(maps)
     if limits is not None:
-        is_peak &= _cells_inside(limits, maps, stride)[:, None]
+        is_peak = is_peak & _cells_inside(limits, maps, stride)[:, None]
     flat = torch.where(is_peak, maps, -math.inf).flatten(2)
     # M further places, so that there are always M to take.
     flat = torch.cat([flat, flat.new_full((num_images, num_types, max_per_type), -math.inf)], dim=2)

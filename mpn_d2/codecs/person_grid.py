@@ -109,7 +109,7 @@ def draw_points(
         most = int((cells >= 0).sum(dim=2).max()) if cells.numel() else 0
         cells = cells[..., cells.shape[2] - most :]
     # Two joints of one type in one cell leave a 1 there, as in the reference.
-    is_new = torch.diff(cells, dim=2, prepend=cells.new_full((*cells.shape[:2], 1), -1)) > 0
+    is_new = torch.cat([cells[..., :1] >= 0, cells[..., 1:] > cells[..., :-1]], dim=2)
     cells = cells.clamp(min=0)
     down = _blur_matrix(height, sigma, border, points.device).T[cells // width]
     across = _blur_matrix(width, sigma, border, points.device).T[cells % width]

@@ -88,7 +88,7 @@ class LearnedEvidence(Evidence):
         """The pairs of a batch, and their (box, type, column) in (B, K, M)."""
         points = batch.points[batch.image]
         inside = person_grid.in_margin(points, batch.boxes, self.margin)
-        inside &= batch.ids[batch.image] >= 0
+        inside = inside & (batch.ids[batch.image] >= 0)
         box, kind, column = inside.nonzero().unbind(1)
         kinds, columns = batch.ids.shape[1:]
         corner, sides = _corner_and_sides(batch.boxes)
