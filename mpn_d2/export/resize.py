@@ -26,7 +26,7 @@ def shorter_side_size(
     Returns:
         (), int64 height and width.
     """
-    high, wide = height.double(), width.double()
+    high, wide = _double(height), _double(width)
     scale = min_size / torch.minimum(high, wide)
     lies = high < wide
     high, wide = (
@@ -53,12 +53,17 @@ def resize_as_pillow(
 
 
 def _rounded(side: torch.Tensor) -> torch.Tensor:
-    return torch.floor(side + 0.5).clamp(min=1).long()
+    return torch.floor(side + 0.5).clamp(min=1).long()[0]
+
+
+def _double(side: torch.Tensor) -> torch.Tensor:
+    """() int64 to (1,) float64: the exporter makes float32 of float64 without any dimension."""
+    return side.view(1).double()
 
 
 def _weights(length: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """(wanted, length) weights of Pillow's triangle filter, in `_UNIT`s."""
-    step = length.double() / wanted.double()
+    step = _double(length) / _double(wanted)
     reach = step.clamp(min=1.0)
     centre = (torch.arange(wanted).double() + 0.5) * step
     distance = (torch.arange(length).double() - centre[:, None] + 0.5) * (1.0 / reach)
