@@ -7,8 +7,12 @@ image, h x w the network input.
 
 from __future__ import annotations
 
+import PIL
 import torch
 
+# From 13 on, Pillow begins with the rows where the height shrinks by more than twice what the width
+# does (found by trying sizes: tests/export/test_resize.py); before, always with the columns.
+_PILLOW_CHOOSES = int(PIL.__version__.split(".")[0]) >= 13
 # Pillow's weights are whole numbers, in units of 2^-22 (Resample.c: PRECISION_BITS).
 _UNIT = 2.0**22
 
@@ -43,13 +47,25 @@ def resize_as_pillow(
 ) -> torch.Tensor:
     """(C, H, W) values 0 to 255 to (C, height, width) float32 whole numbers 0 to 255.
 
-    Both passes, columns first, are products with a matrix in float64, which holds Pillow's
-    integers exactly; a side that stays gets the unit matrix.
+    Both passes are products with a matrix in float64, which holds Pillow's sums exactly; a
+    side that stays gets the unit matrix.
     """
-    across = _weights(torch.as_tensor(image.shape[2]), width)
-    down = _weights(torch.as_tensor(image.shape[1]), height)
-    rows = _whole(image.double() @ across.T)
-    return _whole(down @ rows).float()
+    high, wide = (torch.as_tensor(side) for side in image.shape[1:])
+    across, down = _weights(wide, width), _weights(high, height)
+    lost = high - height
+    least = 2 * (wide - width) if _PILLOW_CHOOSES else high
+    rows_first = (lost > 0) & (lost > least)
+    # Compiled: a trace would keep the branch of one image.
+    return torch.jit.script(_two_passes)(image.double(), down, across.T, rows_first).float()
+
+
+def _two_passes(
+    image: torch.Tensor, down: torch.Tensor, across: torch.Tensor, rows_first: torch.Tensor
+) -> torch.Tensor:
+    """down @ image @ across, rounded to whole numbers after each of the two products."""
+    if bool(rows_first):
+        return _whole(_whole(down @ image) @ across)
+    return _whole(down @ _whole(image @ across))
 
 
 def _rounded(side: torch.Tensor) -> torch.Tensor:
@@ -62,15 +78,15 @@ def _double(side: torch.Tensor) -> torch.Tensor:
 
 
 def _weights(length: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """(wanted, length) weights of Pillow's triangle filter, in `_UNIT`s."""
+    """(wanted, length) weights of Pillow's triangle filter."""
     step = _double(length) / _double(wanted)
     reach = step.clamp(min=1.0)
     centre = (torch.arange(wanted).double() + 0.5) * step
     distance = (torch.arange(length).double() - centre[:, None] + 0.5) * (1.0 / reach)
     triangle = (1.0 - distance.abs()).clamp(min=0.0)
     shares = triangle * (1.0 / triangle.sum(dim=1, keepdim=True))
-    return torch.floor(shares * _UNIT + 0.5)
+    return torch.floor(shares * _UNIT + 0.5) / _UNIT
 
 
 def _whole(sums: torch.Tensor) -> torch.Tensor:
-    return torch.floor(sums / _UNIT + 0.5).clamp(0.0, 255.0)
+    return torch.floor(sums + 0.5).clamp(0.0, 255.0)
