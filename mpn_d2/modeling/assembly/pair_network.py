@@ -337,7 +337,9 @@ class PairNetwork(nn.Module):
         limit = _LARGEST_LOGIT
         return PairLogits(
             pairs=self.readers[number](features)[:, 0].float().clamp(-limit, limit),
-            no_candidate=self.no_candidate[number].expand(pairs.box_features.shape[0], -1).flatten(),
+            no_candidate=self.no_candidate[number]
+            .expand(pairs.box_features.shape[0], -1)
+            .flatten(),
             no_box=self.no_box[number][pairs.candidate_kind],
         )
 
