@@ -199,7 +199,7 @@ def decode_highest(
         (N, K, 3) float32 x, y in network-input pixels and score in (0, 1]; a map that is nowhere
         above 0 has the least score.
     """
-    num_images, num_types, height, width = maps.shape
+    num_images, num_types, _, width = maps.shape
     if num_images == 0:
         return maps.new_zeros((0, num_types, 3), dtype=torch.float32)
     maps = maps.float()

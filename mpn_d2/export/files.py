@@ -8,7 +8,6 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 import torch
