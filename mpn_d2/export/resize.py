@@ -10,6 +10,8 @@ from __future__ import annotations
 import PIL
 import torch
 
+from mpn_d2.export.compiled import compiled
+
 # From 13 on, Pillow begins with the rows where the height shrinks by more than twice what the width
 # does (found by trying sizes: tests/export/test_resize.py); before, always with the columns.
 _PILLOW_CHOOSES = int(PIL.__version__.split(".")[0]) >= 13
@@ -56,7 +58,7 @@ def resize_as_pillow(
     least = 2 * (wide - width) if _PILLOW_CHOOSES else high
     rows_first = (lost > 0) & (lost > least)
     # Compiled: a trace would keep the branch of one image.
-    return torch.jit.script(_two_passes)(image.double(), down, across.T, rows_first).float()
+    return compiled(_two_passes)(image.double(), down, across.T, rows_first).float()
 
 
 def _two_passes(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from mpn_d2.export.compiled import compiled
 from mpn_d2.modeling.assembly.matching import Matching, MatchingProblem
 
 
@@ -24,7 +25,7 @@ class RoundsMatching(Matching):
     def __init__(self, rounds: int) -> None:
         super().__init__()
         self.rounds = rounds
-        self._match = torch.jit.script(_match_in_rounds)
+        self._match = compiled(_match_in_rounds)
 
     def forward(self, problem: MatchingProblem) -> torch.Tensor:
         """See the base."""
