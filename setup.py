@@ -30,8 +30,8 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "test": ["pytest>=8", "ruff>=0.6"],
-    # The code behind these comes with later releases; not part of constraints.txt yet.
     "export": ["onnx>=1.17", "onnxruntime>=1.20"],
+    # The code behind these comes with later releases; not part of constraints.txt yet.
     "convert": ["h5py>=3.10"],
     "backbones": ["timm>=1.0"],
     "docs": ["mkdocs>=1.6,<2"],

@@ -68,7 +68,8 @@ def test_detectron2_is_never_required(setup_arguments: dict) -> None:
 
 def test_pins_lie_in_the_tested_ranges(setup_arguments: dict) -> None:
     pinned = pins()
-    required = setup_arguments["install_requires"] + setup_arguments["extras_require"]["test"]
+    extras = setup_arguments["extras_require"]
+    required = [*setup_arguments["install_requires"], *extras["test"], *extras["export"]]
     for requirement in map(Requirement, required):
         if requirement.name.startswith("opencv") and requirement.name not in pinned:
             continue

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draws the people that an exported ONNX file finds: numpy, OpenCV and onnxruntime alone.
 
-    python tools/onnx_demo.py R_50_fp32.onnx photo.jpg drawn.png
+python tools/onnx_demo.py R_50_fp32.onnx photo.jpg drawn.png
 """
 
 import argparse
