@@ -17,7 +17,7 @@ from torchvision.ops import box_iou
 
 from mpn_d2.engine.views import View, Viewer
 from mpn_d2.export.runtime import ExportedFile
-from mpn_d2.modeling.assembly.matching import MutualBestMatching
+from mpn_d2.modeling.assembly.matching import MatchingProblem, MutualBestMatching
 
 # Bounds: pixels, share of a box's longer side, scores and probabilities.
 PIXELS, SHARE, SCORE = 0.05, 1e-4, 1e-4
@@ -30,6 +30,7 @@ class Agreement:
     Attributes:
         images, people: that were compared; people that both sides found.
         left_aside: people found by one side alone, at a threshold.
+        tied_joints: left aside, too: joints of a type whose matching was a tie.
         largest: difference of boxes and keypoints (pixels), scores, pose_scores and person_mask.
         faults: what is beyond the bounds, in words.
     """
@@ -37,6 +38,7 @@ class Agreement:
     images: int = 0
     people: int = 0
     left_aside: int = 0
+    tied_joints: int = 0
     largest: dict[str, float] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
@@ -48,14 +50,42 @@ class Agreement:
         """One line."""
         differences = ", ".join(f"{name} {value:.1e}" for name, value in self.largest.items())
         aside = f", {self.left_aside} at a threshold left aside" if self.left_aside else ""
+        aside += f", {self.tied_joints} joints of a tie left aside" if self.tied_joints else ""
         return f"{self.images} images, {self.people} people{aside}; most differ by: {differences}"
+
+
+class RecordedMatching(MutualBestMatching):
+    """Keeps what it decided from last.
+
+    Attributes:
+        scores: (G, P, M), see MatchingProblem.
+    """
+
+    def forward(self, problem: MatchingProblem) -> torch.Tensor:
+        """See the base."""
+        self.scores = problem.scores
+        return super().forward(problem)
 
 
 def reference_model(model: nn.Module) -> nn.Module:
     """A copy of a network with the matching that its file has, as PyTorch runs it elsewhere."""
     model = copy.deepcopy(model)
-    model.assembler.matching = MutualBestMatching()
+    model.assembler.matching = RecordedMatching()
     return model.eval()
+
+
+def tied_types(scores: torch.Tensor) -> torch.Tensor:
+    """(K, P, M) pair scores to (K,) bool: rounding may decide who gets which candidate.
+
+    So it is where a box rates two candidates, or two boxes one, alike to `SCORE` of the rating.
+    """
+    tied = torch.zeros(len(scores), dtype=torch.bool)
+    for dim in (1, 2):
+        ranked = scores.transpose(dim, 2).sort(dim=2, descending=True).values
+        better, next_best = ranked[..., :-1], ranked[..., 1:]
+        alike = (next_best > 0) & (better - next_best <= SCORE * better)
+        tied |= alike.flatten(1).any(dim=1)
+    return tied
 
 
 def compare(
@@ -81,12 +111,19 @@ def compare(
         whole = View((0, 0, width, height))
         with torch.no_grad():
             expected = reference([viewer.network_input(tensor, cfg.INPUT.FORMAT, whole)])[0]
-        compare_results(expected, exported([{"image": tensor}])[0], thresholds, name, agreement)
+        found = exported([{"image": tensor}])[0]
+        tied = tied_types(reference.assembler.matching.scores)
+        compare_results(expected, found, thresholds, tied, name, agreement)
     return agreement
 
 
 def compare_results(
-    expected: dict, found: dict, thresholds: tuple[float, float], name: str, agreement: Agreement
+    expected: dict,
+    found: dict,
+    thresholds: tuple[float, float],
+    tied: torch.Tensor,
+    name: str,
+    agreement: Agreement,
 ) -> None:
     """Adds what an image shows to an agreement.
 
@@ -95,6 +132,8 @@ def compare_results(
         thresholds: of box scores, and of the IoU of suppressed boxes: people found by one side
             alone within `SCORE` of one of them are left aside, so are those at the score of the
             last of as many people as there may be.
+        tied: (K,) bool, see `tied_types`: joints of these types that differ are left aside, so are
+            the pose scores of people with such a joint.
         name: of the image.
         agreement: is added to.
     """
@@ -114,10 +153,15 @@ def compare_results(
     sides = (a.pred_boxes.tensor[:, 2:] - a.pred_boxes.tensor[:, :2]).amax(dim=1, keepdim=True)
     reach = (SHARE * sides).clamp(min=PIXELS)
     joints, other_joints = a.pred_keypoints, b.pred_keypoints
+    bounds = torch.tensor([PIXELS, PIXELS, SCORE])
+    aside = ((joints - other_joints).abs() > bounds).any(dim=2) & tied
+    agreement.tied_joints += int(aside.sum())
+    joints, other_joints = joints[~aside], other_joints[~aside]
+    sure = ~aside.any(dim=1)
     for what, x, y, bound in (
         ("boxes", a.pred_boxes.tensor, b.pred_boxes.tensor, reach),
         ("scores", a.scores, b.scores, SCORE),
-        ("pose_scores", a.pose_scores, b.pose_scores, SCORE),
+        ("pose_scores", a.pose_scores[sure], b.pose_scores[sure], SCORE),
         ("keypoints", joints[..., :2], other_joints[..., :2], PIXELS),
         ("keypoint_scores", joints[..., 2], other_joints[..., 2], SCORE),
         ("person_mask", expected["sem_seg"][1], found["sem_seg"][1], SCORE),
