@@ -51,9 +51,8 @@ def draw(image_bgr, found, about, threshold):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="a file of tools/export_model.py --format onnx")
-    parser.add_argument("image")
-    parser.add_argument("output", help="the drawn image")
+    for name in ("model", "image", "output"):
+        parser.add_argument(name)
     parser.add_argument("--threshold", type=float, default=0.5, help="least box score (0.5)")
     args = parser.parse_args()
     image = cv2.imread(args.image)

@@ -11,7 +11,7 @@ from mpn_d2.config import load_config
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.views import View, Viewer
 
-REPO = Path(__file__).resolve().parents[2]
+REPO = Path(__file__).resolve().parents[1]
 CONFIG = "MultiPoseNet/R_18_small.yaml"
 SMALL = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.PRN.NODES", "8"]
 SMALL += ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "96", "MODEL.PEAKS.THRESH", "0.02"]
