@@ -1,8 +1,5 @@
 #!/usr/bin/env python
-"""Draws the people that an exported ONNX file finds: numpy, OpenCV and onnxruntime alone.
-
-python tools/onnx_demo.py R_50_fp32.onnx photo.jpg drawn.png
-"""
+"""Draws people with an exported file: python tools/onnx_demo.py R_50_fp32.onnx in.jpg out.png"""
 
 import argparse
 import json
@@ -17,12 +14,11 @@ COLORS = [(66, 135, 245), (80, 200, 90), (230, 90, 60), (60, 200, 220), (200, 80
 
 def load(path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    about = json.loads(session.get_modelmeta().custom_metadata_map["mpn_d2"])
-    return session, about
+    return session, json.loads(session.get_modelmeta().custom_metadata_map["mpn_d2"])
 
 
 def find(session, about, image_bgr):
-    """Boxes, scores, pose_scores, keypoints (people, K, 3), person_mask in the image's pixels."""
+    """boxes, scores, pose_scores, keypoints (people, K, 3), person_mask in the image's pixels."""
     image = image_bgr if about["color_order"] == "BGR" else image_bgr[:, :, ::-1]
     found = session.run(about["outputs"], {"image": np.ascontiguousarray(image)})
     return dict(zip(about["outputs"], found))
@@ -30,8 +26,8 @@ def find(session, about, image_bgr):
 
 def draw(image_bgr, found, about, threshold):
     drawn = image_bgr.copy()
-    tinted = found["person_mask"] > 0.5
-    drawn[tinted] = drawn[tinted] // 2 + np.array([128, 64, 0], np.uint8)
+    person = found["person_mask"] > 0.5
+    drawn[person] = drawn[person] // 2 + np.array([128, 64, 0], np.uint8)
     joint = {name: i for i, name in enumerate(about["keypoint_names"])}
     kept = np.flatnonzero(found["scores"] >= threshold)
     for number, i in enumerate(kept):
