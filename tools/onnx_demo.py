@@ -18,7 +18,6 @@ def load(path):
 
 
 def find(session, about, image_bgr):
-    """boxes, scores, pose_scores, keypoints (people, K, 3), person_mask in the image's pixels."""
     image = image_bgr if about["color_order"] == "BGR" else image_bgr[:, :, ::-1]
     found = session.run(about["outputs"], {"image": np.ascontiguousarray(image)})
     return dict(zip(about["outputs"], found))

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch.onnx import symbolic_helper
 
-# ScatterND adds from 16 on, GroupNormalization's and LayerNormalization's parts are plain in 17.
-OPSET = 17
+# The first in which ScatterND adds and RoiAlign knows cells' centres: most runtimes have it.
+OPSET = 16
 _INT64 = 7
 
 

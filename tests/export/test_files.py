@@ -111,7 +111,7 @@ def test_onnx_file_is_plain(written):
 
     model = onnx.load(path)
     assert {x.domain for x in model.opset_import} == {""}
-    assert [x.version for x in model.opset_import] == [17]
+    assert [x.version for x in model.opset_import] == [16]
     assert DESCRIPTION in {x.key for x in model.metadata_props}
     names = {d.dim_param for d in model.graph.input[0].type.tensor_type.shape.dim}
     assert {"height", "width"} <= names
