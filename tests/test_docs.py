@@ -70,3 +70,10 @@ def test_tables_of_assembling_show_the_results():
 def test_tables_of_inference_show_the_results():
     results = json.loads((DOCS / "results" / "inference.json").read_text())
     assert_shown("inference.md", tool("inference_table").tables(results))
+
+
+def test_table_of_export_shows_the_results():
+    figures = DOCS / "results" / "export.json"
+    if not figures.is_file():
+        pytest.skip("no figures yet: tools/export_table.py makes them")
+    assert_shown("export.md", tool("export_table").tables(json.loads(figures.read_text())))
