@@ -14,7 +14,7 @@ from mpn_d2.engine.views import View, Viewer
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = "MultiPoseNet/R_18_small.yaml"
 SMALL = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.PRN.NODES", "8"]
-SMALL += ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "96", "MODEL.PEAKS.THRESH", "0.02"]
+SMALL += ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "96", "MODEL.PEAKS.THRESH", "0.1"]
 # Batch norm lets contrast through; the mean is a colour that a picture can have.
 SMALL += ["MODEL.FPN.NORM", "BN", "MODEL.RETINANET.NORM", "BN", "MODEL.KP_SUBNET.NORM", "BN"]
 SMALL += ["MODEL.PIXEL_MEAN", "[103.0, 116.0, 123.0]", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.3"]

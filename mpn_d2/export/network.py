@@ -10,6 +10,7 @@ import copy
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling.box_regression import Box2BoxTransform
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
@@ -98,6 +99,7 @@ class ExportNetwork(nn.Module):
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
         model = with_exported_matching(model).cpu().eval().requires_grad_(False)
+        model.box2box_transform = _BoxDecoding(model.box2box_transform)
         self.is_half = precision == "fp16"
         if self.is_half:
             for part in (model.backbone, model.head, model.keypoint_head):
@@ -171,6 +173,25 @@ class ExportNetwork(nn.Module):
         )
         pose = assembler.assemble(batch, assembler.rate(batch, maps))[0]
         return AssembledPoses(pose.keypoints[:-1], pose.scores[:-1], pose.candidate_ids[:-1])
+
+
+class _BoxDecoding:
+    """Detectron2's Box2BoxTransform for one class, without its reshaping of no boxes at all, which
+    ONNX Runtime refuses."""
+
+    def __init__(self, transform: Box2BoxTransform) -> None:
+        self.weights = transform.weights
+        self.limit = transform.scale_clamp
+
+    def apply_deltas(self, deltas: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        """(N, 4) dx, dy, dw, dh and (N, 4) anchors to (N, 4) boxes x1, y1, x2, y2."""
+        weights = torch.tensor(self.weights, dtype=deltas.dtype)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        centre = boxes[:, :2] + 0.5 * sides
+        moves = deltas / weights
+        centre = moves[:, :2] * sides + centre
+        sides = torch.exp(moves[:, 2:].clamp(max=self.limit)) * sides
+        return torch.cat([centre - 0.5 * sides, centre + 0.5 * sides], dim=1)
 
 
 class _HalfLinear(nn.Module):
