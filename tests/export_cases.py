@@ -14,7 +14,7 @@ from mpn_d2.engine.views import View, Viewer
 REPO = Path(__file__).resolve().parents[1]
 CONFIG = "MultiPoseNet/R_18_small.yaml"
 SMALL = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu", "MODEL.PRN.NODES", "8"]
-SMALL += ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "96", "MODEL.PEAKS.THRESH", "0.1"]
+SMALL += ["INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "96", "MODEL.PEAKS.THRESH", "0.55"]
 # Batch norm lets contrast through; the mean is a colour that a picture can have.
 SMALL += ["MODEL.FPN.NORM", "BN", "MODEL.RETINANET.NORM", "BN", "MODEL.KP_SUBNET.NORM", "BN"]
 SMALL += ["MODEL.PIXEL_MEAN", "[103.0, 116.0, 123.0]", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.3"]
@@ -41,6 +41,8 @@ def small_network(cfg):
     with torch.no_grad():
         model.head.cls_score.weight.mul_(1000)
         model.head.bbox_pred.weight.mul_(100)
+        # Logarithms beside peaks, which decoding takes, are of no numbers about 0.
+        model.keypoint_head.predictor.bias.fill_(0.5)
     return model
 
 
