@@ -29,7 +29,7 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8", "ruff>=0.6"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6"],
     "export": ["onnx>=1.17", "onnxruntime>=1.20"],
     # The code behind these comes with later releases; not part of constraints.txt yet.
     "convert": ["h5py>=3.10"],

@@ -7,10 +7,12 @@
 
 Trains the quick models that are not there yet (drawn: the network of tools/train_synthetic.py, a
 second backbone and a single-person network, hours on 2 cores; sample: two networks fitted to the
-bundled training photographs, minutes), evaluates every row, prints the train_net.py command that
-gives it, and keeps its figures in --output. A row is one step by itself, or with a plus that step
-on top of all before it; beside them soft_nms (of boxes), and poses and poses_soft, what flip and
-scales give where the people of all views are pooled and OKS-NMS, hard or soft, takes out repeats.
+bundled training photographs, minutes), prints the train_net.py command that gives each row,
+evaluates all rows in one pass over the images (a view that several rows need is looked at once; the
+figures are those of the commands), and keeps them in --output. A row is one step by itself, or with
+a plus that step on top of all before it; beside them soft_nms (of boxes), and poses and poses_soft,
+what flip and scales give where the people of all views are pooled and OKS-NMS, hard or soft, takes
+out repeats.
 Training goes on where it stopped when the command is repeated. With --data-images or --opts all is
 a try: trainings, data and figures go to RUNS/try, no page of the docs changes.
 """
@@ -32,9 +34,10 @@ from mpn_d2.config import load_config
 from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.data.synthetic import write_dataset
 from mpn_d2.engine.cli import run_command
+from mpn_d2.engine.row_evaluation import evaluate_rows
 from mpn_d2.engine.setup import start_run
 from mpn_d2.engine.showcase import goes_on
-from mpn_d2.engine.stages import FINAL, evaluate, train
+from mpn_d2.engine.stages import FINAL, train
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.results import flat_metrics, read_results, update_results
 
@@ -135,8 +138,7 @@ def main(args: Namespace) -> None:
         begin = ["MODEL.WEIGHTS", str(runs / images.model[1] / FINAL)]
         name, folder = images.refiner
         train_missing(name, runs / folder, [*args.opts, *begin])
-    for row in chosen:
-        measure(args, images, runs, row, rows[row])
+    measure(args, images, runs, {row: rows[row] for row in chosen})
     show_tables(args.output, fill=not is_try)
 
 
@@ -198,34 +200,38 @@ def train_missing(config: str, folder: Path, options: list[str]) -> None:
     train(cfg, "all", options, resume=resume)
 
 
-def measure(args: Namespace, images: Images, runs: Path, row: str, options: list[str]) -> None:
-    """Evaluates a row on its datasets and keeps the figures."""
+def measure(args: Namespace, images: Images, runs: Path, rows: dict[str, list[str]]) -> None:
+    """Evaluates rows on their datasets, all in one pass over the images, and keeps the figures."""
     config, folder = images.model
-    output = runs / "inference" / args.images / row
-    options = [
-        *("MODEL.WEIGHTS", str(runs / folder / FINAL), "OUTPUT_DIR", str(output)),
-        *("DATASETS.TEST", str(tuple(images.datasets.values()))),
-        *args.opts,
-        *options,
-    ]
-    line = ["train_net.py", "--config-file", f"configs/quick/{config}", "--eval-only", *options]
-    command = f"DETECTRON2_DATASETS={os.environ.get('DETECTRON2_DATASETS', '')} python "
-    command += shlex.join(line)
-    print(f"\n{row}: {command}", flush=True)
+    cfgs, commands = {}, {}
+    for row, options in rows.items():
+        options = [
+            *("MODEL.WEIGHTS", str(runs / folder / FINAL)),
+            *("OUTPUT_DIR", str(runs / "inference" / args.images / row)),
+            *("DATASETS.TEST", str(tuple(images.datasets.values()))),
+            *args.opts,
+            *options,
+        ]
+        line = ["train_net.py", "--config-file", f"configs/quick/{config}", "--eval-only", *options]
+        commands[row] = f"DETECTRON2_DATASETS={os.environ.get('DETECTRON2_DATASETS', '')} python "
+        commands[row] += shlex.join(line)
+        print(f"\n{row}: {commands[row]}", flush=True)
+        cfgs[row] = load_config(str(QUICK / config), options)
+        cfgs[row].freeze()
     start = time.perf_counter()
-    cfg = load_config(str(QUICK / config), options)
-    cfg.freeze()
-    results = evaluate(cfg, weights=cfg.MODEL.WEIGHTS)
+    results = evaluate_rows(cfgs)
     seconds = time.perf_counter() - start
-    for name, dataset in images.datasets.items():
-        update_results(
-            args.output,
-            f"{name}/{row}",
-            flat_metrics(results[dataset]),
-            seconds=seconds,
-            seed=cfg.SEED,
-            row_command=command,
-        )
+    for row, command in commands.items():
+        for name, dataset in images.datasets.items():
+            update_results(
+                args.output,
+                f"{name}/{row}",
+                flat_metrics(results[row][dataset]),
+                # Of the pass over the images that all rows of the command share.
+                seconds=seconds,
+                seed=cfgs[row].SEED,
+                row_command=command,
+            )
 
 
 def tables(results: dict) -> dict[str, str]:

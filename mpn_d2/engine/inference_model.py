@@ -7,7 +7,7 @@ PoseInference around it. Spec section 10; config keys TTA, ENSEMBLE, REFINE, OKS
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -42,24 +42,33 @@ RANGES = (
 )
 
 
-def build_inference_model(cfg: CfgNode, weights: str) -> nn.Module:
+def build_inference_model(
+    cfg: CfgNode,
+    weights: str,
+    *,
+    load: Callable[[CfgNode, str], nn.Module] | None = None,
+    wrap: bool = False,
+) -> nn.Module:
     """The model of a config with its weights, in evaluation mode, as it predicts.
 
     Args:
         cfg: of any system of mpn_d2; left as it is.
         weights: checkpoint of its network, which must fit whole; "" where the network needs none.
+        load: gives a config's network with its weights, `load_trained_model` or what works like it.
+        wrap: give a PoseInference, which takes images in full size, even for one plain pass.
 
     Raises:
         FileNotFoundError: no such weights or config file of a member.
         ValueError: weights that do not fit, keys that cannot go together; names them.
     """
     check_inference_config(cfg)
-    model = load_trained_model(cfg, weights)
-    if not wraps(cfg):
+    load = load or load_trained_model
+    model = load(cfg, weights)
+    if not (wrap or wraps(cfg)):
         return model
     skeleton = get_skeleton(cfg.MODEL.SKELETON)
     return PoseInference(
-        viewers=[Viewer.from_config(cfg, model), *build_members(cfg)],
+        viewers=[Viewer.from_config(cfg, model), *build_members(cfg, load)],
         plan=build_view_plan(cfg),
         fusion=cfg.TTA.FUSION,
         boxes=cfg.TTA.BOXES,
@@ -149,8 +158,10 @@ def check_inference_files(cfg: CfgNode) -> None:
             raise FileNotFoundError(f"{key}: no such checkpoint: {weights}")
 
 
-def build_members(cfg: CfgNode) -> list[Viewer]:
-    """The further models of ENSEMBLE, on the device of the first.
+def build_members(
+    cfg: CfgNode, load: Callable[[CfgNode, str], nn.Module] | None = None
+) -> list[Viewer]:
+    """The further models of ENSEMBLE, on the device of the first; `load` as in the function above.
 
     Raises:
         ValueError, FileNotFoundError: a config or checkpoint of a member, or one of another
@@ -174,7 +185,7 @@ def build_members(cfg: CfgNode) -> list[Viewer]:
                     )
             if not weights:
                 raise ValueError("its entry of ENSEMBLE.WEIGHTS is empty: give its checkpoint")
-            model = load_trained_model(member, weights)
+            model = (load or load_trained_model)(member, weights)
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"ENSEMBLE member {path}: {error}") from error
         members.append(Viewer.from_config(member, model))

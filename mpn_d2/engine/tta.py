@@ -27,6 +27,9 @@ _CUT = 0.01
 _LARGEST = 0.35
 # What a part says counts this far around the people whom it shows whole, share of their sides.
 _AROUND = 0.2
+# Boxes that score less do not count for that: chosen on drawn images of seed 777, where trusting
+# parts around every box of 0.05 loses 2 points of keypoint AP and 4 of the mask's IoU.
+_SURE = 0.3
 # Under soft suppression, which drops nothing: from this IoU on, boxes of several views are taken
 # for one person's.
 _SAME_BOX = 0.6
@@ -164,7 +167,8 @@ def _trust(
     if look.view.is_whole(size):
         return torch.ones(grid)
     trust = torch.zeros(grid)
-    boxes, _ = _place_boxes(look, size, frame)
+    boxes, scores = _place_boxes(look, size, frame)
+    boxes = boxes[scores >= _SURE]
     around = (boxes[:, 2:] - boxes[:, :2]) * _AROUND
     boxes = torch.cat([boxes[:, :2] - around, boxes[:, 2:] + around], dim=1) / (frame[0] / grid[0])
     for x1, y1, x2, y2 in boxes.clamp(min=0).round().int().tolist():

@@ -168,6 +168,9 @@ def test_maps_of_parts_count_around_their_people_alone():
     want = torch.zeros(2, 24, 48)
     want[:, 4:11, 4:11] = 0.5
     torch.testing.assert_close(mean, want)
+    # A box that is hardly believed is no reason to trust a part.
+    part.evidence.people.scores = torch.tensor([0.29])
+    assert not average_maps([whole, part], size, size, (0,)).any()
 
 
 def test_shared_frame_is_whole_cells_and_as_fine_as_asked():

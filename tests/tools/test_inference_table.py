@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import sys
 from pathlib import Path
 
 import pytest
+
+from mpn_d2.config import load_config
+from mpn_d2.engine.stages import evaluate
+from mpn_d2.utils.results import flat_metrics
 
 REPO = Path(__file__).resolve().parents[2]
 TINY = [
@@ -49,6 +54,19 @@ def test_a_try_trains_and_measures_beside_the_docs(tool, tmp_path, capsys):
     assert not (tmp_path / "demo").exists()
     assert (REPO / "docs" / "inference.md").read_text() == page
     assert "| `poses_soft` |" in capsys.readouterr().out
+    for row in ("single", "flip", "poses_soft"):
+        assert_figures_are_the_command_s(results, row, tmp_path / row)
+
+
+def assert_figures_are_the_command_s(results: dict, row: str, output: Path) -> None:
+    """One pass for all rows gives what each row's own command does."""
+    words = shlex.split(results["runs"][f"sample/unseen/{row}"]["row_command"])
+    options = [*words[words.index("--eval-only") + 1 :], "OUTPUT_DIR", str(output)]
+    cfg = load_config(str(REPO / words[words.index("--config-file") + 1]), options)
+    found = evaluate(cfg, weights=cfg.MODEL.WEIGHTS)
+    for part, dataset in (("unseen", "coco_sample_val"), ("fitted", "coco_sample_train")):
+        for name, value in flat_metrics(found[dataset]).items():
+            assert results["metrics"][f"sample/{part}/{row}/{name}"] == value, (row, name)
 
 
 def test_rows_are_one_step_or_all_up_to_it(tool):
