@@ -266,6 +266,7 @@ def _log_parabola(
     # From the cell's centre to the offset, below the top at `gap`. At most what a Gaussian of one
     # cell rises within half a cell: sharper peaks are noise.
     gap = top + shift
-    rise = -0.5 * curvature * (gap.square() - (gap - offset).square())
+    # gap^2 - (gap - offset)^2, in which the squares of a flat top, far away, would cancel out.
+    rise = -0.5 * curvature * offset * (2 * gap - offset)
     rise = rise.clamp(max=_MOST_RISE)
     return offset, rise
