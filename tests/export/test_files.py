@@ -26,7 +26,7 @@ from mpn_d2.export.runtime import ExportedFile
 from mpn_d2.structures.skeleton import get_skeleton
 
 KINDS = {"prn": ARGMAX, "learned": LEARNED}
-BOUNDS = {"boxes": 0.01, "scores": 1e-5, "pose_scores": 1e-4, "keypoints": 0.05}
+BOUNDS = {"boxes": 0.01, "scores": 1e-5, "pose_scores": 1e-5, "keypoints": 0.01}
 
 
 def need(*names: str) -> None:
