@@ -25,6 +25,8 @@ from mpn_d2.structures.outputs import AssembledPoses, HeatmapOutputs
 INPUT_NAME = "image"
 OUTPUT_NAMES = ("boxes", "scores", "pose_scores", "keypoints", "person_mask")
 PRECISIONS = ("fp32", "fp16")
+# Boxes added to those of every image, see `_assemble`.
+_NOBODY = 2
 
 
 def check_exportable(cfg: CfgNode) -> None:
@@ -156,9 +158,10 @@ class ExportNetwork(nn.Module):
             frame[None],
         )
         boxes, box_scores = people.pred_boxes.tensor, people.scores
-        # A box of no size, which nothing lies in, stands for nobody: so there is always one box.
-        boxes = torch.cat([boxes, boxes.new_zeros(1, 4)])
-        box_scores = torch.cat([box_scores, box_scores.new_ones(1)])
+        # Two boxes of no size, which nothing lies in, stand for nobody: a trace of no box, and of one
+        # too, would not fit more.
+        boxes = torch.cat([boxes, boxes.new_zeros(_NOBODY, 4)])
+        box_scores = torch.cat([box_scores, box_scores.new_ones(_NOBODY)])
         slot = (box_scores >= assembler.box_score_thresh).nonzero()[:, 0]
         numbers = torch.arange(head.num_keypoints * head.max_per_type).view(1, -1, scores.shape[2])
         batch = PeopleBatch(
@@ -172,7 +175,10 @@ class ExportNetwork(nn.Module):
             ids=torch.where(scores > 0, numbers, -1),
         )
         pose = assembler.assemble(batch, assembler.rate(batch, maps))[0]
-        return AssembledPoses(pose.keypoints[:-1], pose.scores[:-1], pose.candidate_ids[:-1])
+        people = slice(None, -_NOBODY)
+        return AssembledPoses(
+            pose.keypoints[people], pose.scores[people], pose.candidate_ids[people]
+        )
 
 
 class _BoxDecoding:

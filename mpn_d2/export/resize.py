@@ -33,14 +33,16 @@ def shorter_side_size(
         (), int64 height and width.
     """
     high, wide = _double(height), _double(width)
-    scale = min_size / torch.minimum(high, wide)
+    # Not `number / tensor`, which is a product with the reciprocal and may round otherwise.
+    scale = torch.full_like(high, min_size) / torch.minimum(high, wide)
     lies = high < wide
     high, wide = (
         torch.where(lies, torch.full_like(high, min_size), scale * high),
         torch.where(lies, scale * wide, torch.full_like(wide, min_size)),
     )
     longest = torch.maximum(high, wide)
-    reduction = torch.where(longest > max_size, max_size / longest, torch.ones_like(longest))
+    most = torch.full_like(longest, max_size)
+    reduction = torch.where(longest > most, most / longest, torch.ones_like(longest))
     return _rounded(high * reduction), _rounded(wide * reduction)
 
 
