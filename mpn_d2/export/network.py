@@ -158,8 +158,8 @@ class ExportNetwork(nn.Module):
             frame[None],
         )
         boxes, box_scores = people.pred_boxes.tensor, people.scores
-        # Two boxes of no size, which nothing lies in, stand for nobody: a trace of no box, and of one
-        # too, would not fit more.
+        # Two boxes of no size, which nothing lies in, stand for nobody: a trace of no box, or of
+        # one, would not fit more.
         boxes = torch.cat([boxes, boxes.new_zeros(_NOBODY, 4)])
         box_scores = torch.cat([box_scores, box_scores.new_ones(_NOBODY)])
         slot = (box_scores >= assembler.box_score_thresh).nonzero()[:, 0]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 
 import numpy as np
 import torch
@@ -88,7 +89,9 @@ class ExportedFile(nn.Module):
 
         extra = {DESCRIPTION: ""}
         try:
-            network = torch.jit.load(path, map_location="cpu", _extra_files=extra)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # deprecated, but what was asked for
+                network = torch.jit.load(path, map_location="cpu", _extra_files=extra)
             self.description = json.loads(extra[DESCRIPTION])
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path} is no exported network: {_first_line(error)}") from error
