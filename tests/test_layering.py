@@ -42,6 +42,8 @@ ALLOWED = {
         "config",
         "config_files",
     },
+    "convert": {"structures", "utils"},
+    "cli": {"data", "engine", "utils", "config", "config_files"},
     "config": {"inference_keys"},
     "config_files": {"config"},
     "inference_keys": set(),
