@@ -136,14 +136,10 @@ class ExportNetwork(nn.Module):
         """Maps in float32, and boxes with scores in the frame (2,) height, width."""
         model = self.model
         pixels = images.tensor.half() if self.is_half else images.tensor
-        features = model.backbone(pixels)
-        maps = model.keypoint_head.layers(features)
-        logits, deltas = model.head([features[name] for name in model.head_in_features])
-        predictions = [x.float() for x in logits], [x.float() for x in deltas]
-        framed = ImageList(images.tensor, [tuple(frame)])
-        levels = {name: features[name].float() for name in model.head_in_features}
-        people = model._detect(framed, levels, predictions)[0]
-        return HeatmapOutputs(maps.maps.float(), maps.stride), people
+        dense = model.dense(pixels)
+        predictions = [x.float() for x in dense.logits], [x.float() for x in dense.deltas]
+        people = model._detect(ImageList(images.tensor, [tuple(frame)]), predictions)[0]
+        return HeatmapOutputs(dense.maps.float(), model.keypoint_head.stride), people
 
     def _assemble(
         self, maps: HeatmapOutputs, people: Instances, frame: torch.Tensor
