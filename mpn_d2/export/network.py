@@ -44,6 +44,11 @@ def check_exportable(cfg: CfgNode) -> None:
             "TTA, ENSEMBLE, REFINE and OKS_NMS are several passes, and a file holds one: switch "
             "them off (TTA.ENABLED False ENSEMBLE.CONFIGS [] REFINE.CONFIG '' OKS_NMS.MODE none)"
         )
+    if cfg.SPEED.MODE != "plain":
+        raise ValueError(
+            f"SPEED.MODE is {cfg.SPEED.MODE!r}: the runtime of a file has ways of its own: set it "
+            "to plain (for half precision: --precision fp16)"
+        )
     if cfg.MODEL.RETINANET.NMS != "hard":
         raise ValueError(
             f"MODEL.RETINANET.NMS is {cfg.MODEL.RETINANET.NMS!r}, a loop over boxes that ONNX has "

@@ -91,6 +91,7 @@ def test_half_precision_is_near_and_leaves_the_model():
     [
         (["TTA.ENABLED", "True"], "TTA"),
         (["OKS_NMS.MODE", "hard"], "OKS_NMS"),
+        (["SPEED.MODE", "fp32"], "SPEED.MODE"),
         (["MODEL.RETINANET.NMS", "soft_linear"], "MODEL.RETINANET.NMS"),
         (["MODEL.ASSEMBLER.MATCHING", "argmax"], "MODEL.ASSEMBLER.MATCHING argmax"),
         (["EVAL.BOX_SOURCE", "gt"], "EVAL.BOX_SOURCE"),
