@@ -79,6 +79,13 @@ def test_table_of_export_shows_the_results():
     assert_shown("export.md", tool("export_table").tables(json.loads(figures.read_text())))
 
 
+def test_tables_of_pose_regression_show_the_results():
+    """Dashes for what was not run yet."""
+    path = DOCS / "results" / "pose_regression.json"
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    assert_shown("pose_regression.md", tool("train_regression").tables(content))
+
+
 def test_tables_of_performance_show_the_results():
     found = tool("performance").tables(DOCS)
     if not found:

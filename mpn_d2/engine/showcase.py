@@ -74,6 +74,8 @@ TEST_KEYS = (
     ("MODEL", "ASSEMBLER", "MATCHING"),
     ("MODEL", "ASSEMBLER", "BOX_SCORE_THRESH"),
     ("MODEL", "ASSEMBLER", "POSE_SCORE"),
+    ("MODEL", "POSE_REGRESSION", "MIN_SCORE"),
+    ("MODEL", "POSE_REGRESSION", "TEST_SCORE"),
     ("OKS_NMS",),
     ("REFINE",),
     ("TTA",),
@@ -147,7 +149,7 @@ def drawn_predictions(
             image,
             result["instances"],
             skeleton,
-            result["sem_seg"],
+            result.get("sem_seg"),
             score_threshold=cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
         )
         yield Path(record["file_name"]).stem, picture

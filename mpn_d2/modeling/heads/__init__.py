@@ -5,13 +5,18 @@ from mpn_d2.modeling.heads.build import (
 from mpn_d2.modeling.heads.heatmap_head import HeatmapHead, HeatmapTargets
 from mpn_d2.modeling.heads.keypoint_heatmap import KeypointSubnet, SingleLevelSubnet
 from mpn_d2.modeling.heads.openpose_channels import OpenPoseSubnet
+from mpn_d2.modeling.heads.pose_regression import PoseOffsetHead
+from mpn_d2.modeling.heads.pose_scoring import OKSFilter, PoseScorer
 
 __all__ = [
     "KEYPOINT_HEATMAP_HEAD_REGISTRY",
     "HeatmapHead",
     "HeatmapTargets",
     "KeypointSubnet",
+    "OKSFilter",
     "OpenPoseSubnet",
+    "PoseOffsetHead",
+    "PoseScorer",
     "SingleLevelSubnet",
     "build_keypoint_heatmap_head",
 ]
