@@ -84,6 +84,13 @@ def test_tables_of_the_rcnn_show_the_results():
         assert f"<!-- table {name} -->\n<!-- end {name} -->" in text
 
 
+def test_table_of_export_shows_the_results():
+    figures = DOCS / "results" / "export.json"
+    if not figures.is_file():
+        pytest.skip("no figures yet: tools/export_table.py makes them")
+    assert_shown("export.md", tool("export_table").tables(json.loads(figures.read_text())))
+
+
 def test_tables_of_pose_regression_show_the_results():
     """Dashes for what was not run yet."""
     path = DOCS / "results" / "pose_regression.json"
