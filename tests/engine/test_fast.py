@@ -24,14 +24,13 @@ REPO = Path(__file__).resolve().parents[2]
 # Their networks are those of others, to the last layer.
 REPEATS = {"R_50_384", "R_50_608", "R_50_assembler", "R_50_end_to_end", "R_101_best_row", "demo"}
 REPEATS |= {"drawn_coco_v1", "drawn_v1_ablation", "R_18_drawn", "overfit_two_recipe", "demo_r34"}
-# Every other config of a network whose convolutions look at images alone (an R-CNN's heads look at
-# boxes, and SPEED.MODE is refused with it).
+# Every other config of the main system with convolutions over images.
 WITH_IMAGES = sorted(
     str(path.relative_to(REPO / "configs"))
     for path in (REPO / "configs").rglob("*.yaml")
     if not path.name.startswith(("Base-", "PRN_", "UCR_", "Assembler_"))
     and path.stem not in REPEATS
-    and path.parent.name != "MultitaskRCNN"
+    and path.relative_to(REPO / "configs").parts[0] in ("MultiPoseNet", "quick")
 )
 NARROW = [
     *("MODEL.PRN.NODES", "8", "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.KP_SUBNET.D_DIM", "32"),
