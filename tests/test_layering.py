@@ -30,9 +30,10 @@ ALLOWED = {
         "config",
         "config_files",
     },
-    "config": {"inference_keys"},
+    "config": {"inference_keys", "sequence_keys"},
     "config_files": {"config"},
     "inference_keys": set(),
+    "sequence_keys": set(),
 }
 SYSTEMS = {
     "multiposenet": "MultiPoseNet",

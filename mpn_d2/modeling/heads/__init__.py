@@ -1,15 +1,21 @@
+from mpn_d2.modeling.heads.bottom_up_features import BottomUpMaps, BottomUpReader, build_bottom_up
 from mpn_d2.modeling.heads.build import (
     KEYPOINT_HEATMAP_HEAD_REGISTRY,
     build_keypoint_heatmap_head,
 )
 from mpn_d2.modeling.heads.heatmap_head import HeatmapHead, HeatmapTargets
 from mpn_d2.modeling.heads.keypoint_heatmap import KeypointSubnet, SingleLevelSubnet
+from mpn_d2.modeling.heads.tag_head import AssociativeEmbeddingHead
 
 __all__ = [
     "KEYPOINT_HEATMAP_HEAD_REGISTRY",
+    "AssociativeEmbeddingHead",
+    "BottomUpMaps",
+    "BottomUpReader",
     "HeatmapHead",
     "HeatmapTargets",
     "KeypointSubnet",
     "SingleLevelSubnet",
+    "build_bottom_up",
     "build_keypoint_heatmap_head",
 ]

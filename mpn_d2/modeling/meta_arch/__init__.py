@@ -1,5 +1,6 @@
+from mpn_d2.modeling.meta_arch.associative_embedding import AssociativeEmbedding
 from mpn_d2.modeling.meta_arch.multiposenet import MultiPoseNet
 from mpn_d2.modeling.meta_arch.pose_assembly import PoseAssembly
 from mpn_d2.modeling.meta_arch.single_person import SinglePersonNet
 
-__all__ = ["MultiPoseNet", "PoseAssembly", "SinglePersonNet"]
+__all__ = ["AssociativeEmbedding", "MultiPoseNet", "PoseAssembly", "SinglePersonNet"]
