@@ -58,6 +58,9 @@ def _add_decoder_keys(cfg: CN) -> None:
     cfg.MODEL.SEQUENCE.FEATURE_NORM = True
     # Features are projected to so many channels (1x1 convolution, ReLU); 0: they are not. [paper]
     cfg.MODEL.SEQUENCE.PROJECT = 0
+    # Levels of a trained hourglass between features and decoder, for bases whose features do not
+    # tell people apart; 0: none. [ours: off]
+    cfg.MODEL.SEQUENCE.CONTEXT = 0
     # Two further features: x and y of each cell, -1 to 1 over the map. [ours: off]
     cfg.MODEL.SEQUENCE.COORDINATES = False
     # Cell side of the decoder, network-input pixels; a multiple of the base's. [inferred: 4]

@@ -56,15 +56,15 @@ class StackedHourglass(Backbone):
         self.out_channels, self.order = out_channels, order
         stem, half = max(width // 4, 1), max(width // 2, 1)
         self.stem = nn.Sequential(
-            _conv(in_channels, stem, kernel=7, stride=2),
-            _conv(stem, half),
+            conv_relu(in_channels, stem, kernel=7, stride=2),
+            conv_relu(stem, half),
             nn.MaxPool2d(2),
-            _conv(half, half),
-            _conv(half, width),
+            conv_relu(half, half),
+            conv_relu(half, width),
         )
         self.hourglasses = nn.ModuleList(
             nn.Sequential(
-                _Hourglass(order, width, growth), _conv(width, width), _conv(width, width)
+                Hourglass(order, width, growth), conv_relu(width, width), conv_relu(width, width)
             )
             for _ in range(stacks)
         )
@@ -110,23 +110,30 @@ class StackedHourglass(Backbone):
         return found
 
 
-class _Hourglass(nn.Module):
+class Hourglass(nn.Module):
     """One level: what stays at this resolution, plus what the levels below see."""
 
     def __init__(self, order: int, width: int, growth: int) -> None:
+        """
+        Args:
+            order: levels below this one, at least 1.
+            width: channels in and out.
+            growth: further channels of each level below.
+        """
         super().__init__()
         inner = width + growth
-        self.skip = _conv(width, width)
-        self.down = _conv(width, inner)
-        self.below = _Hourglass(order - 1, inner, growth) if order > 1 else _conv(inner, inner)
-        self.up = _conv(inner, width)
+        self.skip = conv_relu(width, width)
+        self.down = conv_relu(width, inner)
+        self.below = Hourglass(order - 1, inner, growth) if order > 1 else conv_relu(inner, inner)
+        self.up = conv_relu(inner, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        low = self.up(self.below(self.down(F.max_pool2d(x, 2))))
-        return self.skip(x) + F.interpolate(low, scale_factor=2, mode="nearest")
+        low = self.up(self.below(self.down(F.max_pool2d(x, 2, ceil_mode=True))))
+        return self.skip(x) + F.interpolate(low, size=x.shape[-2:], mode="nearest")
 
 
-def _conv(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+def conv_relu(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
+    """A convolution of the same size (at stride 1) and a ReLU."""
     conv = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     nn.init.zeros_(conv.bias)

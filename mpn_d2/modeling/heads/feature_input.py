@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mpn_d2.modeling.backbone.hourglass import Hourglass
+
 
 class RunningNorm(nn.BatchNorm2d):
     """Batch norm that normalises by its running statistics while training, too.
@@ -36,7 +38,11 @@ class RunningNorm(nn.BatchNorm2d):
 
 
 class FeatureInput(nn.Module):
-    """Normalised, perhaps projected and coarser features, perhaps with coordinates."""
+    """Normalised features; coarser, projected, with context and coordinates where wanted.
+
+    The paper's network has the norm alone. With tags a decoder can tell people apart cell by cell;
+    without them it must see all of an image to know whose turn it is: that is what context is for.
+    """
 
     def __init__(
         self,
@@ -45,6 +51,7 @@ class FeatureInput(nn.Module):
         shrink: int = 1,
         norm: bool = True,
         project: int = 0,
+        context: int = 0,
         coordinates: bool = False,
     ) -> None:
         """
@@ -53,6 +60,7 @@ class FeatureInput(nn.Module):
             shrink: cells a side that become one (their mean).
             norm: RunningNorm.
             project: channels of a 1x1 convolution with ReLU; 0: none.
+            context: levels of an hourglass that sees the whole image; 0: none.
             coordinates: two further channels, x and y of the cell's centre, -1 to 1.
         """
         super().__init__()
@@ -62,6 +70,8 @@ class FeatureInput(nn.Module):
         if self.project is not None:
             nn.init.kaiming_normal_(self.project.weight, nonlinearity="relu")
             nn.init.zeros_(self.project.bias)
+        width = project or channels
+        self.context = Hourglass(context, width, 0) if context else None
         self.out_channels = (project or channels) + 2 * int(coordinates)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -72,6 +82,8 @@ class FeatureInput(nn.Module):
             x = self.norm(x)
         if self.project is not None:
             x = F.relu(self.project(x))
+        if self.context is not None:
+            x = x + self.context(x)
         if self.coordinates:
             count, _, height, width = x.shape
             rows = _centres(height, x)[:, None].expand(height, width)

@@ -161,6 +161,7 @@ class RecurrentAssociation(nn.Module):
             shrink=keys.STRIDE // reader.stride,
             norm=keys.FEATURE_NORM,
             project=keys.PROJECT,
+            context=keys.CONTEXT,
             coordinates=keys.COORDINATES,
         )
         skeleton = get_skeleton(cfg.MODEL.SKELETON)
@@ -325,7 +326,7 @@ class RecurrentAssociation(nn.Module):
 
     @torch.no_grad()
     def written(self, images: torch.Tensor) -> tuple[list[WrittenPeople], BottomUpMaps]:
-        """What the decoder writes for images (N, 3, h, w), normalised and padded; the base's maps."""
+        """What the decoder writes for padded, normalised images (N, 3, h, w); the base's maps."""
         seen = self.look(images)
         people = write_people(
             self.decoder,
