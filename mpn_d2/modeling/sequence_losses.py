@@ -13,25 +13,12 @@ from scipy.optimize import linear_sum_assignment
 RULES = ("a", "b")
 
 
-def stop_targets(people: int, found: int) -> list[float]:
-    """Of every step: is somebody left to write? Paper eq. 1.
-
-    Args:
-        people: z, annotated.
-        found: zhat, steps before the first whose stop score is too low.
-
-    Returns:
-        max(found, people) + 1 numbers: z ones, then zeros.
-    """
-    length = max(found, people) + 1
-    return [1.0] * people + [0.0] * (length - people)
-
-
 def stop_loss(logits: torch.Tensor, targets: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Sum of the binary cross entropy of steps (paper eq. 3, with the minus that it lacks).
 
     Args:
-        logits, targets: (T,).
+        logits: (T,).
+        targets: (T,) 1 for the first z steps of the image, then 0 (eq. 1).
         counts: (T,) bool, steps that are supervised.
     """
     losses = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
