@@ -11,8 +11,24 @@ from detectron2.utils.events import EventStorage
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 
 # One small config per system; further systems join here.
-SYSTEMS = ["MultiPoseNet/R_18_small.yaml"]
+SYSTEMS = [
+    "MultiPoseNet/R_18_small.yaml",
+    "UnifiedAssociation/AE.yaml",
+    "UnifiedAssociation/unified.yaml",
+    "UnifiedAssociation/quick_crowd.yaml",
+]
 SMALL = ["MODEL.PRN.NODES", "8", "MODEL.ASSEMBLER.BOX_SCORE_THRESH", "0.0"]
+SMALL += [
+    "MODEL.HOURGLASS.WIDTH",
+    "8",
+    "MODEL.HOURGLASS.GROWTH",
+    "4",
+    "MODEL.HOURGLASS.STACKS",
+    "2",
+]
+SMALL += ["MODEL.SEQUENCE.LSTM1.WIDTH", "16", "MODEL.SEQUENCE.LSTM2.WIDTH", "8"]
+SMALL += ["MODEL.SEQUENCE.MAX_ITERATIONS", "4", "MODEL.SEQUENCE.OMEGA_TEST", "0.2689"]
+SMALL += ["MODEL.SEQUENCE.TAU", "-1.0", "MODEL.PEAKS.THRESH", "0.0"]
 SMALL += ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.005", "TEST.DETECTIONS_PER_IMAGE", "12"]
 K = 17
 
@@ -89,6 +105,8 @@ def test_fields_and_frame_of_results(model):
         assert ((found.pred_keypoints[..., 2] >= 0) & (found.pred_keypoints[..., 2] <= 1)).all()
         assert ((found.pose_scores >= 0) & (found.pose_scores <= 1)).all()
         assert (found.pred_classes == 0).all()
+        if "sem_seg" not in result:  # a system without a person mask
+            continue
         assert result["sem_seg"].shape == (2, height, width)
         torch.testing.assert_close(result["sem_seg"].sum(0), torch.ones(height, width))
 
@@ -105,7 +123,8 @@ def test_an_image_scores_the_same_alone_and_in_any_batch(model):
             value, other = getattr(value, "tensor", value), getattr(other, "tensor", other)
             pixels = 10.0 if "boxes" in name or "keypoints" in name else 1.0
             torch.testing.assert_close(value, other, atol=1e-4 * pixels, rtol=1e-4, msg=name)
-        torch.testing.assert_close(alone["sem_seg"], result["sem_seg"], atol=1e-4, rtol=0)
+        if "sem_seg" in alone:
+            torch.testing.assert_close(alone["sem_seg"], result["sem_seg"], atol=1e-4, rtol=0)
     # The input is left as it was.
     assert inputs[0]["image"].dtype == torch.uint8
     assert [r["instances"].image_size for r in model(inputs)] == [
@@ -113,13 +132,18 @@ def test_an_image_scores_the_same_alone_and_in_any_batch(model):
     ]
 
 
-def test_save_and_load(model, tmp_path, paper_config):
+def test_save_and_load(model, request, tmp_path, paper_config):
     PoseCheckpointer(model, str(tmp_path)).save("model", iteration=3)
     torch.load(tmp_path / "model.pth", weights_only=True)
-    other = build_model(paper_config(SYSTEMS[0], SMALL))
-    before = other.eval()(BATCHES["people"])[0]["sem_seg"]
+    config = request.node.callspec.params["model"]
+    other = build_model(paper_config(config, SMALL))
+    before = other.eval()(BATCHES["people"])[0]["instances"].pred_boxes.tensor
     PoseCheckpointer(other, strict=True).load(str(tmp_path / "model.pth"))
     a, b = model.eval()(BATCHES["people"])[0], other.eval()(BATCHES["people"])[0]
-    assert torch.equal(a["sem_seg"], b["sem_seg"])
+    assert ("sem_seg" in a) == ("sem_seg" in b)
+    if "sem_seg" in a:
+        assert torch.equal(a["sem_seg"], b["sem_seg"])
     assert torch.equal(a["instances"].pred_boxes.tensor, b["instances"].pred_boxes.tensor)
-    assert not torch.equal(before, b["sem_seg"])
+    assert before.shape != b["instances"].pred_boxes.tensor.shape or not torch.equal(
+        before, b["instances"].pred_boxes.tensor
+    )

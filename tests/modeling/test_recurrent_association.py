@@ -457,8 +457,8 @@ def test_it_learns_two_people_and_to_stop(paper_config):
     x = an_image()
     truth = x["instances"].gt_keypoints.tensor
     truth[:, :, 0], truth[0, :, 1], truth[1, :, 1] = torch.linspace(8, 56, 17), 16.0, 48.0
-    optimizer = torch.optim.Adam(net.parameters(), 5e-3)
-    for _ in range(120):
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(180):
         for losses in net.train().training_chunks([x]):
             optimizer.zero_grad()
             sum(losses.values()).backward()
