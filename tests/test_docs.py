@@ -70,3 +70,11 @@ def test_tables_of_assembling_show_the_results():
 def test_tables_of_inference_show_the_results():
     results = json.loads((DOCS / "results" / "inference.json").read_text())
     assert_shown("inference.md", tool("inference_table").tables(results))
+
+
+def test_tables_of_people_one_after_the_other_show_the_results():
+    file = DOCS / "results" / "unified_association.json"
+    if not file.is_file():
+        pytest.skip("nothing measured yet: python tools/train_unified.py")
+    tables = tool("train_unified").tables(json.loads(file.read_text()))
+    assert_shown("unified_association.md", tables)
