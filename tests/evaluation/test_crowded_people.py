@@ -46,7 +46,10 @@ def person(number, image, x, y, labelled=K, crowd=0):
 def content(people, images=2):
     return {
         "info": {},
-        "images": [{"id": i, "width": 400, "height": 300} for i in range(1, images + 1)],
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": 400, "height": 300}
+            for i in range(1, images + 1)
+        ],
         "annotations": people,
         "categories": [{"id": 1, "name": "person", "keypoints": list(SKELETON.keypoint_names)}],
     }
