@@ -10,7 +10,7 @@ Without --rows or --measure: trains the recurrent decoder (configs/UnifiedAssoci
 quick_crowd.yaml) and associative embedding (quick_AE.yaml) on drawn-crowd-v1, an hour each on 2
 cores, and evaluates both and the base's own people on the same unseen images. Figures go to
 results/unified_association.json in --output, tables of docs/unified_association.md are filled. An
-interrupted run goes on where it stopped when the command is repeated. With --images or options all
+interrupted run goes on where it stopped when the command is repeated. With --images or --opts all
 is a try: trainings and figures go to RUNS/try, no page changes.
 """
 
@@ -100,7 +100,9 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
     )
     parser.add_argument("--images", type=int, help="training images (a try)")
     parser.add_argument("--output", metavar="F.json", help=f"default: {OUTPUT.relative_to(REPO)}")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE pairs (a try)")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs of all (a try)"
+    )
     return parser.parse_args(arguments)
 
 

@@ -54,7 +54,7 @@ def base(tmp_path, monkeypatch) -> str:
 
 def run(folder: Path, base: str, *arguments: str) -> dict:
     common = ["--runs", str(folder / "runs"), "--base", base, "--images", "3"]
-    tool.main(tool.parse_args([*common, *arguments, *TINY]))
+    tool.main(tool.parse_args([*common, *arguments, "--opts", *TINY]))
     file = folder / "runs" / "try" / "unified_association.json"
     return json.loads(file.read_text())
 
