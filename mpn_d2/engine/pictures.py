@@ -153,6 +153,9 @@ def draw_batch(
             return []
         return [("people", _draw_people(model, batch[:MOST_PEOPLE], skeleton))]
     if not hasattr(model, "assembler"):
+        if "to_crop" not in batch[0]:
+            # A network of other parts: tools/draw_sequence.py draws people one after the other.
+            return []
         pictures = [draw_crop_pair(model, x, skeleton, image_format) for x in batch[:MOST_PEOPLE]]
         return [("people", stack(pictures))]
     images = [x for x in batch[:MOST_IMAGES] if "image" in x]

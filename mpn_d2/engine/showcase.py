@@ -74,8 +74,13 @@ TEST_KEYS = (
     ("MODEL", "ASSEMBLER", "MATCHING"),
     ("MODEL", "ASSEMBLER", "BOX_SCORE_THRESH"),
     ("MODEL", "ASSEMBLER", "POSE_SCORE"),
+    ("MODEL", "SEQUENCE", "OMEGA_TEST"),
+    ("MODEL", "SEQUENCE", "SCORE"),
+    ("MODEL", "SEQUENCE", "SUBCELL"),
     ("OKS_NMS",),
     ("REFINE",),
+    ("TEST", "MULTISCALE"),
+    ("TEST", "REFINE"),
     ("TTA",),
 )
 
@@ -147,7 +152,7 @@ def drawn_predictions(
             image,
             result["instances"],
             skeleton,
-            result["sem_seg"],
+            result.get("sem_seg"),
             score_threshold=cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
         )
         yield Path(record["file_name"]).stem, picture

@@ -422,7 +422,7 @@ def test_frozen_base_stays_and_its_norms_too(paper_config):
     other = build(paper_config)
     for model in (net, other):
         images = model.preprocess_image([an_image(48, 64)]).tensor
-        seen = model.look(images)
+        seen = model.read_base(images)
         assert seen.features.shape[1] == model.reader.channels
         assert seen.features.shape[-1] == images.shape[-1] // model.reader.stride
 

@@ -255,12 +255,12 @@ class RecurrentAssociation(nn.Module):
     ) -> Iterator[dict[str, torch.Tensor]]:
         require_training_fields(batched_inputs)
         images = self.preprocess_image(batched_inputs).tensor
-        frozen = self.look(images).features if self.freeze_base else None
+        frozen = self.read_base(images).features if self.freeze_base else None
         first = True
 
         def features() -> torch.Tensor:
             nonlocal first
-            seen = self.look(images).features if frozen is None else frozen
+            seen = self.read_base(images).features if frozen is None else frozen
             if first:
                 first = False
                 return self.features(seen)
@@ -310,7 +310,7 @@ class RecurrentAssociation(nn.Module):
         images = [(x - self.pixel_mean) / self.pixel_std for x in images]
         return ImageList.from_tensors(images, self.size_divisibility)
 
-    def look(self, images: torch.Tensor) -> BottomUpMaps:
+    def read_base(self, images: torch.Tensor) -> BottomUpMaps:
         """What the base sees in normalised, padded images (N, 3, h, w)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_base):
             seen = self.reader(self.backbone(images))
@@ -327,7 +327,7 @@ class RecurrentAssociation(nn.Module):
     @torch.no_grad()
     def written(self, images: torch.Tensor) -> tuple[list[WrittenPeople], BottomUpMaps]:
         """What the decoder writes for padded, normalised images (N, 3, h, w); the base's maps."""
-        seen = self.look(images)
+        seen = self.read_base(images)
         people = write_people(
             self.decoder,
             self.features(seen.features),
@@ -344,7 +344,7 @@ class RecurrentAssociation(nn.Module):
         heatmaps = seen.heatmaps
         if self.refine and self.multiscale:
             heatmaps = mean_heatmaps(
-                self.look, images.tensor, heatmaps, self.size_divisibility, self.flip_indices
+                self.read_base, images.tensor, heatmaps, self.size_divisibility, self.flip_indices
             )
         results = []
         for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
