@@ -8,6 +8,8 @@ PYTHON ?= python3
 DETECTRON2 ?= auto
 # Passed on to pytest, e.g. make test ARGS="-k codec"
 ARGS ?=
+# Processes of the tests, each with OMP_NUM_THREADS threads.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 
 PY = $(VENV)/bin/python
 
@@ -95,7 +97,7 @@ unified: setup
 	  $(if $(ROWS),--rows)
 
 test: setup
-	$(RUN) -m pytest -q -rs $(ARGS)
+	$(RUN) -m pytest -q -rs -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: setup
 	$(RUN) -m ruff format --check .

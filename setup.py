@@ -29,10 +29,11 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8", "ruff>=0.6"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6"],
+    # Weights in HDF5 files (tools/convert_checkpoint.py); the tests need it, too.
+    "convert": ["h5py>=3.10"],
     # The code behind these comes with later releases; not part of constraints.txt yet.
     "export": ["onnx>=1.17", "onnxruntime>=1.20"],
-    "convert": ["h5py>=3.10"],
     "backbones": ["timm>=1.0"],
     "docs": ["mkdocs>=1.6,<2"],
 }
@@ -101,5 +102,11 @@ if __name__ == "__main__":
         python_requires=">=3.11,<3.14",
         install_requires=REQUIREMENTS + opencv_requirement(),
         extras_require=EXTRAS,
+        entry_points={
+            "console_scripts": [
+                "mpn-train = mpn_d2.cli.train:run",
+                "mpn-demo = mpn_d2.cli.demo:run",
+            ]
+        },
         cmdclass={"build_py": BuildWithConfigs},
     )

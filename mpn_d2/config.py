@@ -147,6 +147,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.POSE_FPN.BOTTOM_UP = "build_resnet_backbone"
     # True: keypoints and person detection share one pyramid; False: one each. [paper: False]
     cfg.MODEL.POSE_FPN.SHARED = False
+    # 3x3 convolution on the coarsest keypoint level, as on the others. [paper: True; LM: False]
+    cfg.MODEL.POSE_FPN.KEYPOINT_TOP_CONV = True
     # Bottom-up features of the keypoint pyramid (k2..k5). [paper]
     cfg.MODEL.POSE_FPN.KEYPOINT_IN_FEATURES = ["res2", "res3", "res4", "res5"]
     # Bottom-up features of the detection pyramid (p3..p5; p6 and p7 come from the last); [] leaves
@@ -154,7 +156,8 @@ def _add_model_keys(cfg: CN) -> None:
     cfg.MODEL.POSE_FPN.PERSON_IN_FEATURES = ["res3", "res4", "res5"]
 
     cfg.MODEL.KP_SUBNET = CN()
-    # Registered keypoint head: KeypointSubnet [paper] | SingleLevelSubnet (K2 alone; its ablation).
+    # Registered keypoint head: KeypointSubnet [paper] | SingleLevelSubnet (K2 alone; its ablation)
+    # | OpenPoseSubnet (OpenPose's channels, no person mask) [LM].
     cfg.MODEL.KP_SUBNET.NAME = "KeypointSubnet"
     # Keypoint pyramid levels that the head reads, fine to coarse. [paper]
     cfg.MODEL.KP_SUBNET.IN_FEATURES = ["k2", "k3", "k4", "k5"]

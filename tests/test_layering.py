@@ -30,6 +30,8 @@ ALLOWED = {
         "config",
         "config_files",
     },
+    "convert": {"structures", "utils"},
+    "cli": {"data", "engine", "utils", "config", "config_files"},
     "config": {"inference_keys", "sequence_keys"},
     "config_files": {"config"},
     "inference_keys": set(),

@@ -68,7 +68,9 @@ def test_detectron2_is_never_required(setup_arguments: dict) -> None:
 
 def test_pins_lie_in_the_tested_ranges(setup_arguments: dict) -> None:
     pinned = pins()
-    required = setup_arguments["install_requires"] + setup_arguments["extras_require"]["test"]
+    required = list(setup_arguments["install_requires"])
+    for extra in ("test", "convert"):
+        required += setup_arguments["extras_require"][extra]
     for requirement in map(Requirement, required):
         if requirement.name.startswith("opencv") and requirement.name not in pinned:
             continue
@@ -113,8 +115,11 @@ def test_wheel_holds_the_package_and_its_configs(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         assert archive.read("mpn_d2/configs/deep/one.yaml") == b"_BASE_: ../Base.yaml\n"
+        scripts = archive.read("mpn_d2-0.1.0.dist-info/entry_points.txt").decode()
         [metadata] = [n for n in names if n.endswith(".dist-info/METADATA")]
         fields = email.message_from_bytes(archive.read(metadata))
+    assert "mpn-train = mpn_d2.cli.train:run" in scripts
+    assert "mpn-demo = mpn_d2.cli.demo:run" in scripts
     assert SpecifierSet(fields["Requires-Python"]) == SpecifierSet(">=3.11,<3.14")
     assert {name.split("/")[0] for name in names} == {"mpn_d2", "mpn_d2-0.1.0.dist-info"}
     sources = {str(path.relative_to(REPO)) for path in (REPO / "mpn_d2").rglob("*.py")}

@@ -27,8 +27,15 @@ def train_net(*arguments: str, **env: str) -> subprocess.CompletedProcess:
 DEMO = ("--config-file", "configs/quick/demo.yaml")
 TINY = ("INPUT.MIN_SIZE_TRAIN", "(96,)", "MODEL.PRN.NODES", "4", "SOLVER.MAX_ITER", "1")
 MISTAKES = {
-    "config missing": (("--config-file", "configs/none.yaml"), "configs/none.yaml not found"),
-    "unknown key": ((*DEMO, "MODEL.NOTHING", "1"), "no config key MODEL.NOTHING"),
+    "config missing": (
+        ("--config-file", "configs/none.yaml"),
+        "config configs/none.yaml: no such file",
+    ),
+    # A config by the name that it has in the package.
+    "unknown key": (
+        ("--config-file", "quick/demo.yaml", "MODEL.NOTHING", "1"),
+        "no config key MODEL.NOTHING",
+    ),
     "unknown stage": ((*DEMO, "--stage", "boxes"), "unknown --stage boxes: keypoint, person"),
     "unknown dataset": (
         (*DEMO, "DATASETS.TRAIN", "('coco_sample_trian',)"),

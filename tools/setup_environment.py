@@ -92,7 +92,8 @@ def requirements() -> list[str]:
     code = """if True:
         import json, runpy
         lists = runpy.run_path("setup.py", run_name="lists")
-        needed = lists["REQUIREMENTS"] + lists["opencv_requirement"]() + lists["EXTRAS"]["test"]
+        needed = lists["REQUIREMENTS"] + lists["opencv_requirement"]()
+        needed += lists["EXTRAS"]["test"] + lists["EXTRAS"]["convert"]
         print(json.dumps(needed))"""
     command = [sys.executable, "-c", code]
     return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)

@@ -55,7 +55,7 @@ def load_assembler(cfg: CfgNode, weights: str | None = None) -> nn.Module:
             f"MODEL.ASSEMBLER.EVIDENCE {cfg.MODEL.ASSEMBLER.EVIDENCE} needs weights: give the "
             "checkpoint of its training (train_net.py --stage assembly) as --weights"
         )
-    checkpointer = PoseCheckpointer(_Holder(assembler))
+    checkpointer = PoseCheckpointer(_Holder(assembler), cfg=cfg)
     checkpointer.load(path)
     if checkpointer.not_loaded:
         raise ValueError(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
 import urllib.error
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,46 +12,20 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from torch import nn
 
 from mpn_d2.modeling.assembly.weights import PREFIX, filled_names, why_unreadable
+from mpn_d2.modeling.weight_settings import check_settings
 from mpn_d2.utils.files import write_text_atomically
+from mpn_d2.utils.safe_files import HDF5, READ_ERRORS, read_pickle, read_torch
 
-# What a .pkl of Detectron2's or Detectron's model zoo holds; anything else could run code.
-_ADMITTED = {
-    ("collections", "OrderedDict"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-}
 _PARTIAL = ".partial-"
 _ASIDE = ".aside-"
 # File beside the checkpoints that names the last one (fvcore's name).
 TAG = "last_checkpoint"
 _MOST_NAMED = 12
 _COUNTERS = "num_batches_tracked"
-_READ_ERRORS = (
-    pickle.UnpicklingError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    KeyError,
-    AttributeError,
-    TypeError,
-)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Admits numpy arrays, dicts, lists, strings and numbers only (design 7.7)."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in _ADMITTED:
-            return super().find_class(module, name)
-        raise ValueError(f"it holds {module}.{name}, which is not an array, dict or number")
 
 
 class PoseCheckpointer(DetectionCheckpointer):
@@ -75,6 +47,7 @@ class PoseCheckpointer(DetectionCheckpointer):
         model: nn.Module,
         save_dir: str = "",
         *,
+        cfg: CfgNode | None = None,
         strict: bool = False,
         while_saving: Callable[[], AbstractContextManager] = nullcontext,
         **kwargs,
@@ -82,11 +55,14 @@ class PoseCheckpointer(DetectionCheckpointer):
         """
         Args:
             model, save_dir, kwargs: as Detectron2's checkpointer.
+            cfg: the model's config, which files that carry settings must agree with
+                (modeling/weight_settings.py).
             strict: see above.
             while_saving: inside it the model holds the weights to save.
         """
         super().__init__(model, save_dir, **kwargs)
         self.strict = strict
+        self._cfg = cfg
         self._while_saving = while_saving
         self.not_loaded = set(self.model.state_dict()) - filled_names(self.model)
 
@@ -134,6 +110,10 @@ class PoseCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(HDF5):
+            raise ValueError(
+                f"{filename} is an HDF5 file: convert it first (tools/convert_checkpoint.py)"
+            )
         try:
             if filename.endswith(".pkl"):
                 data = self._load_pickle(filename)
@@ -143,11 +123,11 @@ class PoseCheckpointer(DetectionCheckpointer):
                 data = super()._load_file(filename)
             _check_weights(data["model"])
             return data
-        except _READ_ERRORS as error:
+        except READ_ERRORS as error:
             raise _unreadable(filename, error) from error
 
     def _torch_load(self, f: str) -> Any:
-        loaded = torch.load(f, map_location="cpu", weights_only=True)
+        loaded = read_torch(f)
         if not isinstance(loaded, dict):
             raise ValueError(f"it holds a {type(loaded).__name__} instead of named tensors")
         return loaded
@@ -161,7 +141,7 @@ class PoseCheckpointer(DetectionCheckpointer):
 
     def _load_pickle(self, filename: str) -> dict[str, Any]:
         with self.path_manager.open(filename, "rb") as f:
-            data = _ArrayUnpickler(io.BytesIO(f.read()), encoding="latin1").load()
+            data = read_pickle(f.read())
         if not isinstance(data, dict):
             raise ValueError(f"it holds a {type(data).__name__} instead of named arrays")
         if "model" in data and "__author__" in data:
@@ -172,6 +152,7 @@ class PoseCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         kept = self._set_aside_other_assembler(checkpoint["model"])
+        self._check_settings(checkpoint)
         incompatible = super()._load_model(checkpoint)
         missing = [name for name in incompatible.missing_keys if name not in kept]
         incompatible = incompatible._replace(missing_keys=missing)
@@ -192,6 +173,14 @@ class PoseCheckpointer(DetectionCheckpointer):
         parameters = {name for name, _ in self.model.named_parameters()}
         unset = {*incompatible.missing_keys, *(k for k, _, _ in incompatible.incorrect_shapes)}
         self.not_loaded = unset
+        if wrong and not self.strict:
+            self.logger.warning(
+                "%s is of another skeleton or architecture: %d tensors were loaded, these begin "
+                "anew: %s",
+                self._source,
+                len(self.model.state_dict()) - len(unset),
+                "; ".join(wrong),
+            )
         if parameters and unset.issuperset(parameters - kept):
             raise ValueError(
                 f"nothing in {self._source} fits the model: the file has "
@@ -199,6 +188,16 @@ class PoseCheckpointer(DetectionCheckpointer):
                 f"the model has {some_names(sorted(parameters))}"
             )
         return incompatible
+
+    def _check_settings(self, checkpoint: dict[str, Any]) -> None:
+        settings = checkpoint.get("settings")
+        if settings is None:
+            return
+        if self._cfg is None:
+            self.logger.warning("%s: its settings are not checked, no config", self._source)
+            return
+        names = checkpoint["model"].keys() & self.model.state_dict().keys()
+        check_settings(settings, names, self._cfg, self._source)
 
     def _set_aside_other_assembler(self, weights: dict[str, Any]) -> set[str]:
         """Names of the model's assembler if it stays as it is; weights of another are removed."""
@@ -233,12 +232,12 @@ def read_progress(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path} not found, which {TAG} beside it names")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        data = read_torch(path, mmap=True)
         return {
             "iteration": int(data.get("iteration", -1)),
             "train_parts": data.get("trainer", {}).get("train_parts"),
         }
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise _unreadable(path, error) from error
 
 
@@ -252,10 +251,10 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} not found")
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        data = read_torch(path, mmap=True)
         _check_weights(data["model"])
         return data["model"]
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise _unreadable(path, error) from error
 
 

@@ -203,7 +203,7 @@ def load_trained_model(cfg: CfgNode, weights: str) -> nn.Module:
     # Evidence without weights (max, identity) by itself is complete as it is.
     if has_weights(model):
         if weights:
-            PoseCheckpointer(model, strict=True).load(weights)
+            PoseCheckpointer(model, cfg=cfg, strict=True).load(weights)
         elif filled_names(model) < set(model.state_dict()):
             raise ValueError(
                 "nothing to evaluate: give MODEL.WEIGHTS, or an OUTPUT_DIR that holds a checkpoint"

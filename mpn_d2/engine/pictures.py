@@ -19,6 +19,7 @@ from torch import nn
 
 from mpn_d2.codecs.heatmap import decode_highest
 from mpn_d2.modeling.assembly.grid_evidence import GridEvidence
+from mpn_d2.modeling.meta_arch.single_person import SinglePersonNet
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 from mpn_d2.utils.target_pictures import (
     draw_crop,
@@ -153,7 +154,7 @@ def draw_batch(
             return []
         return [("people", _draw_people(model, batch[:MOST_PEOPLE], skeleton))]
     if not hasattr(model, "assembler"):
-        if "to_crop" not in batch[0]:
+        if not isinstance(model, SinglePersonNet):
             # A network of other parts: tools/draw_sequence.py draws people one after the other.
             return []
         pictures = [draw_crop_pair(model, x, skeleton, image_format) for x in batch[:MOST_PEOPLE]]

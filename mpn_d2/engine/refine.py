@@ -61,7 +61,7 @@ def build_refiner(cfg: CfgNode) -> PoseRefiner | None:
     model = build_pose_model(own)
     model.eval()
     try:
-        PoseCheckpointer(model, strict=True).load(refine.WEIGHTS)
+        PoseCheckpointer(model, cfg=own, strict=True).load(refine.WEIGHTS)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"REFINE.WEIGHTS: {error}") from error
     if cfg.TTA.ENABLED and cfg.TTA.FLIP:

@@ -60,6 +60,7 @@ class PoseTrainer(DefaultTrainer):
         self.checkpointer = PoseCheckpointer(
             model,
             cfg.OUTPUT_DIR,
+            cfg=cfg,
             while_saving=self._trainer.averaged_weights,
             trainer=weakref.proxy(self),
         )

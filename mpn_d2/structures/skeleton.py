@@ -286,4 +286,13 @@ _MPII = Skeleton(
     ),
 )
 
+# Channels of OpenPose's body model, which some networks for COCO's people predict: its own order
+# and a neck, the middle of the shoulders, that COCO does not have.
+OPENPOSE_NAMES = (
+    *("nose", "neck"),
+    *(f"{side}_{n}" for side in ("right", "left") for n in ("shoulder", "elbow", "wrist")),
+    *(f"{side}_{n}" for side in ("right", "left") for n in ("hip", "knee", "ankle")),
+    *("right_eye", "left_eye", "right_ear", "left_ear"),
+)
+
 _SKELETONS = {skeleton.name: skeleton for skeleton in (_COCO, _CROWDPOSE, _MPII)}

@@ -8,8 +8,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch import nn
 
+from mpn_d2.config import load_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer, read_progress
 
 
@@ -99,6 +101,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path, suffix):
     with pytest.raises(ValueError, match="not a checkpoint that can be read") as error:
         PoseCheckpointer(Small()).load(str(path))
     assert not target.exists()
+    assert "mkdir" in str(error.value) and "--trust-pickle" in str(error.value)
     # PyTorch's own message goes on with how to run it all the same.
     assert "weights_only" not in str(error.value)
 
@@ -206,3 +209,72 @@ def test_named_assembler_weights_stay_where_the_file_has_another(tmp_path):
     torch.save({"model": {"assembler.weight": torch.ones(9, 2)}}, tmp_path / "nothing.pth")
     with pytest.raises(ValueError, match="nothing in .* fits"):
         PoseCheckpointer(WithAssembler(5, "ours.pth")).load(str(tmp_path / "nothing.pth"))
+
+
+def test_settings_in_a_file_are_checked(tmp_path):
+    cfg = load_config("", ["INPUT.FORMAT", "RGB", "MODEL.ANCHOR_GENERATOR.OFFSET", "0.5"])
+    first = {"INPUT.FORMAT": "RGB", "MODEL.PIXEL_MEAN": [103.53, 116.28, 123.675]}
+    content = {
+        "model": {"first.weight": torch.ones(3, 2), "first.bias": torch.ones(3)},
+        # Of another part, and of one that the file does not hold.
+        "settings": {"first.": first, "extra.": {"MODEL.ANCHOR_GENERATOR.OFFSET": 0.0}},
+    }
+    path = str(tmp_path / "converted.pth")
+    torch.save(content, path)
+    model = Small()
+    PoseCheckpointer(model, cfg=cfg, strict=True).load(path)
+    assert (model.first.weight == 1).all()
+    first["INPUT.FORMAT"] = "BGR"
+    first["MODEL.RESNETS.STRIDE_IN_1X1"] = False
+    first["MODEL.NO_SUCH_KEY"] = 3
+    torch.save(content, path)
+    model = Small()
+    before = model.first.weight.clone()
+    with pytest.raises(ValueError) as error:
+        PoseCheckpointer(model, cfg=cfg).load(path)
+    assert "(INPUT.FORMAT is 'RGB'; MODEL.RESNETS.STRIDE_IN_1X1 is True; MODEL.NO_SUCH" in str(
+        error.value
+    )
+    assert 'give INPUT.FORMAT "BGR" MODEL.RESNETS.STRIDE_IN_1X1 "False"' in str(error.value)
+    assert torch.equal(model.first.weight, before), "nothing of it was loaded"
+    torch.save({**content, "settings": [1]}, path)
+    with pytest.raises(ValueError, match="its 'settings' are no table of config keys"):
+        PoseCheckpointer(Small(), cfg=cfg).load(path)
+
+
+def test_hdf5_files_are_to_be_converted(tmp_path):
+    (tmp_path / "a.h5").touch()
+    with pytest.raises(ValueError, match=r"a\.h5 is an HDF5 file: convert it first \(tools/conv"):
+        PoseCheckpointer(Small()).load(str(tmp_path / "a.h5"))
+
+
+def test_another_skeletons_checkpoint_keeps_what_fits(tmp_path, paper_config, caplog):
+    options = ["MODEL.PRN.NODES", "4"]
+    coco = build_model(paper_config("MultiPoseNet/R_18_small.yaml", options))
+    PoseCheckpointer(coco, str(tmp_path)).save("coco")
+    path = str(tmp_path / "coco.pth")
+    cfg = paper_config("MultiPoseNet/R_18_small.yaml", [*options, "MODEL.SKELETON", "crowdpose"])
+    model = build_model(cfg)
+    checkpointer = PoseCheckpointer(model, cfg=cfg)
+    with caplog.at_level("WARNING"):
+        checkpointer.load(path)
+    theirs = coco.state_dict()
+    for name, value in model.state_dict().items():
+        if name not in checkpointer.not_loaded:
+            assert torch.equal(value, theirs[name]), name
+    # The maps, and the layers of the PRN that see the whole grid.
+    expected = {
+        f"{layer}.{leaf}"
+        for layer in (
+            "keypoint_head.predictor",
+            *(f"keypoint_head.intermediate.k{i}" for i in range(2, 6)),
+            "assembler.evidence.network.output",
+        )
+        for leaf in ("weight", "bias")
+    } | {"assembler.evidence.network.hidden.0.weight"}
+    assert checkpointer.not_loaded == expected
+    [message] = [r.getMessage() for r in caplog.records if "begin anew" in r.getMessage()]
+    assert all(name in message for name in expected)
+    assert f"{len(theirs) - len(expected)} tensors were loaded" in message
+    with pytest.raises(ValueError, match=r"other shape: .*keypoint_head\.predictor\.weight is"):
+        PoseCheckpointer(model, cfg=cfg, strict=True).load(path)

@@ -67,7 +67,7 @@ def build_pose_assembler(cfg: CfgNode) -> nn.Module:
     key = "MODEL.ASSEMBLER.NAME"
     assembler = POSE_ASSEMBLER_REGISTRY.build(cfg.MODEL.ASSEMBLER.NAME, key, cfg)
     if cfg.MODEL.ASSEMBLER.WEIGHTS and has_weights(assembler):
-        load_assembler_weights(assembler, cfg.MODEL.ASSEMBLER.WEIGHTS)
+        load_assembler_weights(assembler, cfg.MODEL.ASSEMBLER.WEIGHTS, cfg)
     return assembler
 
 

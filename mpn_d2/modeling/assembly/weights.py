@@ -6,38 +6,45 @@ import os
 from importlib.resources import files
 
 import torch
+from detectron2.config import CfgNode
 from torch import nn
+
+from mpn_d2.modeling.weight_settings import check_settings
 
 # Where models hold their assembler.
 PREFIX = "assembler."
 
 
-def load_assembler_weights(assembler: nn.Module, name: str) -> None:
+def load_assembler_weights(assembler: nn.Module, name: str, cfg: CfgNode | None = None) -> None:
     """Fills an assembler; every tensor must be in the file and fit. Half precision becomes single.
 
     Args:
         assembler: to be filled, in place.
         name: path of a checkpoint with keys `assembler.*`, or the bare name of a file in
             mpn_d2/weights. Kept as `assembler.weights_name`.
+        cfg: of the assembler, which settings in the file must agree with.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no checkpoint, or one of another assembler.
+        ValueError: it is no checkpoint, one of another assembler, or one trained under other
+            settings.
     """
     path = name if os.path.basename(name) != name else str(files("mpn_d2") / "weights" / name)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"MODEL.ASSEMBLER.WEIGHTS {name}: {path} not found")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        content = torch.load(path, map_location="cpu", weights_only=True)
         state = {
             key.removeprefix(PREFIX): value.float() if value.is_floating_point() else value
-            for key, value in content.items()
+            for key, value in content["model"].items()
             if key.startswith(PREFIX)
         }
     except Exception as error:  # bytes that are no pickle fail in any way
         raise ValueError(
             f"MODEL.ASSEMBLER.WEIGHTS {name} is no checkpoint: {why_unreadable(error)}"
         ) from error
+    if cfg is not None and content.get("settings"):
+        check_settings(content["settings"], (PREFIX + key for key in state), cfg, name)
     try:
         assembler.load_state_dict(state)
     except RuntimeError as error:

@@ -91,6 +91,7 @@ class PosePyramids(Backbone):
         norm: str = "",
         fuse_type: str = "sum",
         shared: bool = False,
+        keypoint_top_conv: bool = True,
     ):
         """
         Args:
@@ -100,6 +101,7 @@ class PosePyramids(Backbone):
                 Empty: no person pyramid.
             out_channels, norm, fuse_type: as Detectron2's FPN.
             shared: one pyramid for both.
+            keypoint_top_conv: the coarsest keypoint level has its 3x3 convolution.
         """
         super().__init__()
         shapes = bottom_up.output_shape()
@@ -117,11 +119,18 @@ class PosePyramids(Backbone):
         self.bottom_up = bottom_up
         self.fpn = self.keypoint_fpn = self.person_fpn = None
         if shared:
+            if not keypoint_top_conv:
+                raise ValueError(
+                    "MODEL.POSE_FPN.KEYPOINT_TOP_CONV False is for a keypoint pyramid of its own: "
+                    "set MODEL.POSE_FPN.SHARED False"
+                )
             if keypoint_in_features[-1] != last:
                 raise ValueError("a shared pyramid needs the same coarsest feature for both parts")
             self.fpn = _build_fpn(shapes, keypoint_in_features, top_block=top_block, **common)
         else:
             self.keypoint_fpn = _build_fpn(shapes, keypoint_in_features, **common)
+            if not keypoint_top_conv:
+                _drop_top_conv(self.keypoint_fpn)
             if last is not None:
                 self.person_fpn = _build_fpn(
                     shapes, person_in_features, top_block=top_block, **common
@@ -141,6 +150,7 @@ class PosePyramids(Backbone):
             "norm": cfg.MODEL.FPN.NORM,
             "fuse_type": cfg.MODEL.FPN.FUSE_TYPE,
             "shared": cfg.MODEL.POSE_FPN.SHARED,
+            "keypoint_top_conv": cfg.MODEL.POSE_FPN.KEYPOINT_TOP_CONV,
         }
 
     @property
@@ -221,3 +231,11 @@ def _build_fpn(
         relay = FeatureRelay(shapes)
         return FPN(relay, in_features, top_block=top_block, **kwargs)
     return AnyStrideFPN(shapes, in_features, top_block=top_block, **kwargs)
+
+
+def _drop_top_conv(fpn: FPN) -> None:
+    """The coarsest level becomes its lateral convolution's output as it is."""
+    [name] = [name for name, module in fpn.named_children() if module is fpn.output_convs[0]]
+    # Detectron2's FPN holds its convolutions twice: by name and, coarse to fine, in a list.
+    fpn.output_convs[0] = nn.Identity()
+    setattr(fpn, name, fpn.output_convs[0])

@@ -5,6 +5,7 @@ from mpn_d2.modeling.heads.build import (
 )
 from mpn_d2.modeling.heads.heatmap_head import HeatmapHead, HeatmapTargets
 from mpn_d2.modeling.heads.keypoint_heatmap import KeypointSubnet, SingleLevelSubnet
+from mpn_d2.modeling.heads.openpose_channels import OpenPoseSubnet
 from mpn_d2.modeling.heads.tag_head import AssociativeEmbeddingHead
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "HeatmapHead",
     "HeatmapTargets",
     "KeypointSubnet",
+    "OpenPoseSubnet",
     "SingleLevelSubnet",
     "build_bottom_up",
     "build_keypoint_heatmap_head",

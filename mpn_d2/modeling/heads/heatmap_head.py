@@ -124,9 +124,9 @@ class HeatmapHead(nn.Module):
         """Pyramid features (N, C, H_l, W_l) by name -> maps (N, K + 1, H, W)."""
         raise NotImplementedError
 
-    def _map_conv(self, in_channels: int) -> Conv2d:
-        """The 1x1 convolution from features to the linear maps."""
-        conv = Conv2d(in_channels, self.num_maps, kernel_size=1)
+    def _map_conv(self, in_channels: int, num_maps: int | None = None) -> Conv2d:
+        """The 1x1 convolution from features to the linear maps, or another number of them."""
+        conv = Conv2d(in_channels, num_maps or self.num_maps, kernel_size=1)
         # Small weights: heatmaps are almost everywhere 0 at the start, like their targets.
         nn.init.normal_(conv.weight, std=0.01)
         nn.init.zeros_(conv.bias)

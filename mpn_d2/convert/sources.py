@@ -1,0 +1,88 @@
+"""The converters by the names that `tools/convert_checkpoint.py --from` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from mpn_d2.convert.detectron2_keypoint_rcnn import convert_detectron2_keypoint_rcnn
+from mpn_d2.convert.detectron2_retinanet import convert_detectron2_retinanet
+from mpn_d2.convert.moving import Converted, State
+from mpn_d2.convert.multiposenet_pytorch import convert_multiposenet_pytorch
+from mpn_d2.convert.prn_keras import convert_prn_keras
+from mpn_d2.convert.prn_pytorch import convert_prn_pytorch
+from mpn_d2.convert.timm_resnet import convert_timm_resnet
+from mpn_d2.convert.torchvision_resnet import convert_torchvision_resnet
+
+_MOST_NAMED = 20
+
+
+@dataclass(frozen=True)
+class Source:
+    """One origin of weights.
+
+    Attributes:
+        convert: names and tensors of the file to ours.
+        what: one line on origin and content.
+    """
+
+    convert: Callable[[State], Converted]
+    what: str
+
+
+SOURCES = {
+    "multiposenet_pytorch": Source(
+        convert_multiposenet_pytorch, "LiMeng95's PyTorch code, .h5 or .pth: whole network"
+    ),
+    "prn_keras": Source(
+        convert_prn_keras, "mkocabas/pose-residual-network (Keras, class PRN), .h5: assembler"
+    ),
+    "prn_keras_separate": Source(
+        partial(convert_prn_keras, softmax="slice17"),
+        "the same, class PRN_Seperate: a softmax over each of 17 slices",
+    ),
+    "prn_pytorch": Source(
+        convert_prn_pytorch, "salihkaragoz/pose-residual-network-pytorch, .pth: assembler"
+    ),
+    "detectron2_retinanet": Source(
+        convert_detectron2_retinanet,
+        "Detectron2 model zoo, RetinaNet, .pkl or .pth: trunk, detection pyramid, head of class 0",
+    ),
+    "detectron2_keypoint_rcnn": Source(
+        convert_detectron2_keypoint_rcnn,
+        "Detectron2 model zoo, Keypoint R-CNN, .pkl or .pth: trunk, keypoint pyramid",
+    ),
+    "torchvision_resnet": Source(
+        convert_torchvision_resnet, "torchvision's ResNets and ResNeXts, .pth: trunk"
+    ),
+    "timm_resnet": Source(convert_timm_resnet, "timm's plain ResNets, .pth: trunk"),
+}
+
+
+def convert(source: str, state: State) -> Converted:
+    """Converts a whole state.
+
+    Args:
+        source: key of SOURCES.
+        state: names and tensors as they are in the file.
+
+    Raises:
+        ValueError: no such source, or a state with unknown or missing names: lists them.
+    """
+    if source not in SOURCES:
+        raise ValueError(f"no converter {source!r}; choose one of {', '.join(SOURCES)}")
+    done = SOURCES[source].convert(state)
+    problems = [
+        f"{len(names)} {kind}: {_some(names)}"
+        for kind, names in (("missing", done.missing), ("unknown", done.unknown))
+        if names
+    ]
+    if problems:
+        raise ValueError(f"not a whole checkpoint of {source} ({'; '.join(problems)})")
+    return done
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

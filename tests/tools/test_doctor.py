@@ -1,0 +1,121 @@
+"""tools/doctor.py: what is there, what lacks, how to get it, and the exit code."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOL = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
+
+
+@pytest.fixture()
+def doctor(monkeypatch, tmp_path):
+    """The tool with its processes answered at once; they ran in `test_here`."""
+    spec = importlib.util.spec_from_file_location("doctor", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "doctor", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "run_python", lambda code: (True, "runs|"))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    return module
+
+
+def lines(text: str, state: str) -> dict[str, str]:
+    """What a state was given to, and the details."""
+    found = [x.strip().removeprefix(state) for x in text.splitlines() if x.startswith(f"  {state}")]
+    return dict(x.strip().split(": ", 1) for x in found)
+
+
+def test_here(mpn_data):
+    """In a process, as a user calls it: every check runs for real."""
+    environment = {**os.environ, "DETECTRON2_DATASETS": str(mpn_data)}
+    done = subprocess.run(
+        [sys.executable, TOOL], capture_output=True, text=True, env=environment, cwd="/"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    fine = lines(done.stdout, "ok")
+    import torch
+
+    assert fine["torch"] == torch.__version__.split("+")[0]
+    assert fine["torchvision's operators"] == "nms runs"
+    assert fine["pycocotools' masks"] == "area runs" and fine["OpenCV"] == "resize runs"
+    assert fine["mpn_d2"].endswith(str(TOOL.parents[1] / "mpn_d2"))
+    assert fine["COCO 2017 keypoints, training"].startswith(str(mpn_data))
+    assert "CrowdPose" in lines(done.stdout, "-")
+    assert done.stdout.endswith("mpn_d2 can run here\n")
+
+
+def test_what_is_missing_is_named(doctor, monkeypatch, capsys):
+    real = doctor.is_there
+    monkeypatch.setattr(doctor, "is_there", lambda x: x not in ("scipy", "h5py") and real(x))
+    assert doctor.main() == 1
+    out = capsys.readouterr().out
+    assert lines(out, "MISSING") == {
+        "scipy": "needed for matching hungarian, blur: make setup, or pip install scipy"
+    }
+    assert "pip install 'mpn_d2[convert]'" in lines(out, "-")["h5py"]
+    assert out.endswith("mpn_d2 cannot run here, missing: scipy\n")
+
+
+def test_parts_that_do_not_fit_are_missing(doctor, monkeypatch, capsys):
+    def broken(code: str) -> tuple[bool, str]:
+        if "torchvision" in code:
+            return False, "RuntimeError: operator torchvision::nms does not exist"
+        return True, "runs|"
+
+    monkeypatch.setattr(doctor, "run_python", broken)
+    assert doctor.main() == 1
+    [(what, detail)] = lines(capsys.readouterr().out, "MISSING").items()
+    assert what == "torchvision's operators" and "nms does not exist" in detail
+    assert "make setup in a new environment" in detail
+
+
+def test_no_detectron2_and_an_old_python(doctor, monkeypatch, capsys):
+    class Nothing:
+        @staticmethod
+        def find_detectron2() -> None:
+            return None
+
+    monkeypatch.setattr(doctor, "load_tool", lambda name: Nothing)
+    monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 2))
+    assert doctor.main() == 1
+    missing = lines(capsys.readouterr().out, "MISSING")
+    assert "tools/install_detectron2.py" in missing["Detectron2"]
+    assert "make setup PYTHON=" in missing["Python 3.11 to 3.13"]
+
+
+def test_gpus(doctor, monkeypatch):
+    [none] = doctor.check_gpu()
+    assert none.state == doctor.NOTE and none.detail.startswith(("none", "PyTorch sees none"))
+    doctor.torch_report.cache_clear()
+    monkeypatch.setattr(
+        doctor, "run_python", lambda code: (True, "nms runs|One, 8 GiB; Two, 16 GiB")
+    )
+    [found] = doctor.check_gpu()
+    assert found.state == doctor.OK and found.detail == "One, 8 GiB; Two, 16 GiB"
+
+
+def test_datasets(doctor, tmp_path):
+    found = {x.what: x for x in doctor.check_datasets()}
+    assert found["folder of datasets"].state == doctor.NOTE
+    assert "SegmentationClass" in found["PASCAL VOC 2012 segmentation"].detail
+    (tmp_path / "data/VOCdevkit/VOC2012/SegmentationClass").mkdir(parents=True)
+    (tmp_path / "data/coco/val2017").mkdir(parents=True)
+    found = {x.what: x for x in doctor.check_datasets()}
+    assert found["PASCAL VOC 2012 segmentation"].state == doctor.OK
+    coco = found["COCO 2017 keypoints, validation"]
+    assert coco.state == doctor.NOTE and "person_keypoints_val2017.json;" in coco.detail
+    assert "val2017," not in coco.detail.split(";")[0]
+
+
+def test_a_failing_process_says_why(doctor, monkeypatch):
+    monkeypatch.undo()
+    works, said = doctor.run_python("print('a'); print('b')")
+    assert works and said == "b"
+    works, said = doctor.run_python("raise RuntimeError('no such thing')")
+    assert not works and said == "RuntimeError: no such thing"
