@@ -45,9 +45,10 @@ class ConvLSTM(nn.Module):
             # Cells remember at first (Jozefowicz et al., ICML 2015); the order is i, f, o, g.
             nn.init.ones_(conv.bias[width : 2 * width])
 
-    def zero_state(self, images: int, size: tuple[int, int], like: torch.Tensor) -> LSTMState:
-        """The state before anything was seen, for maps of (H, W), on the device of `like`."""
-        return [(zeros, zeros) for zeros in (like.new_zeros(images, w, *size) for w in self.widths)]
+    def zero_state(self, images: int, size: tuple[int, int], device: torch.device) -> LSTMState:
+        """The state before anything was seen, for maps of (H, W); float32 whatever the input is."""
+        zeros = [torch.zeros(images, width, *size, device=device) for width in self.widths]
+        return [(x, x) for x in zeros]
 
     def forward(self, inputs: torch.Tensor, state: LSTMState) -> LSTMState:
         """One step.
@@ -63,7 +64,7 @@ class ConvLSTM(nn.Module):
         for conv, width, (h, c) in zip(self.gates, self.widths, state, strict=True):
             values = conv(torch.cat([inputs, h.to(inputs.dtype)], dim=1))
             i, f, o = values[:, : 3 * width].sigmoid().chunk(3, dim=1)
-            # The cell adds up over many steps: in the type of the state, whatever autocast does.
+            # The cell adds up over many steps: in float32, also in autocast.
             c = f * c + i * values[:, 3 * width :].tanh()
             h = o * c.tanh()
             after.append((h, c))

@@ -41,7 +41,7 @@ def slow_cell(conv, width, x, h, c):
 @torch.no_grad()
 def test_two_steps_equal_cells_written_out():
     lstm = ConvLSTM(3, (2, 1))
-    state = lstm.zero_state(2, (3, 4), torch.empty(0))
+    state = lstm.zero_state(2, (3, 4), torch.device("cpu"))
     slow = [tuple(t.clone() for t in layer) for layer in state]
     for _ in range(2):
         x = torch.randn(2, 3, 3, 4)
@@ -58,7 +58,7 @@ def test_detached_state_has_the_values_and_no_gradient():
     lstm = ConvLSTM(1, (2,))
     early = torch.randn(1, 1, 3, 3, requires_grad=True)
     late = torch.randn(1, 1, 3, 3, requires_grad=True)
-    state = lstm(early, lstm.zero_state(1, (3, 3), early))
+    state = lstm(early, lstm.zero_state(1, (3, 3), early.device))
     cut = detached(state)
     assert torch.equal(cut[0][0], state[0][0]) and torch.equal(cut[0][1], state[0][1])
     lstm(late, cut)[0][0].sum().backward()
@@ -70,7 +70,7 @@ def test_detached_state_has_the_values_and_no_gradient():
 def test_state_of_some_images():
     lstm = ConvLSTM(1, (2, 1))
     x = torch.randn(3, 1, 2, 5)
-    state = lstm(x, lstm.zero_state(3, (2, 5), x))
+    state = lstm(x, lstm.zero_state(3, (2, 5), x.device))
     two = of_images(state, torch.tensor([2, 0]))
     later, alone = lstm(x, state), lstm(x[[2, 0]], two)
     torch.testing.assert_close(alone[1][0], later[1][0][[2, 0]])
@@ -83,3 +83,13 @@ def test_state_of_some_images():
 def test_impossible_layers_are_refused(widths, kernel, message):
     with pytest.raises(ValueError, match=message):
         ConvLSTM(1, widths, kernel)
+
+
+def test_the_cell_stays_in_single_precision():
+    lstm = ConvLSTM(1, (2, 1))
+    x = torch.randn(1, 1, 4, 4, dtype=torch.bfloat16)
+    state = lstm.zero_state(1, (4, 4), x.device)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(2):
+            state = lstm(x, state)
+    assert all(h.dtype == c.dtype == torch.float32 for h, c in state)

@@ -103,7 +103,7 @@ class PartSequenceDecoder(nn.Module):
 
     def start(self, lstm: ConvLSTM, features: torch.Tensor) -> LSTMState:
         """Zeros for images of these features (N, C, H, W)."""
-        return lstm.zero_state(len(features), tuple(features.shape[-2:]), features)
+        return lstm.zero_state(len(features), tuple(features.shape[-2:]), features.device)
 
     def write(
         self, features: torch.Tensor, state: LSTMState, step: int
