@@ -30,9 +30,11 @@ from detectron2.config import CfgNode
 
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import register_pose_datasets
+from mpn_d2.data.image_file import read_pose_image
 from mpn_d2.data.synthetic import write_dataset
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.sequence_memory import MIB, chunk_bytes, seconds_per_person, step_bytes
+from mpn_d2.engine.sequence_pictures import SequenceDrawer
 from mpn_d2.engine.setup import start_run
 from mpn_d2.engine.showcase import RunClock, goes_on
 from mpn_d2.engine.stages import FINAL, evaluate, stage_config, train
@@ -45,6 +47,7 @@ from mpn_d2.modeling.meta_arch.sequence_training import (
 from mpn_d2.structures.skeleton import get_skeleton
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.results import flat_metrics, read_results, update_results
+from mpn_d2.utils.visualize import write_png
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs" / "UnifiedAssociation"
@@ -111,7 +114,7 @@ def main(args: Namespace) -> None:
     runs = Path(args.runs).resolve()
     args.base = args.base or str(runs / "drawn-v1" / FINAL)
     runs = runs / "try" if is_try else runs
-    args.output = args.output or str(runs / OUTPUT.name if is_try else OUTPUT)
+    args.output = args.output or str(runs / "results" / OUTPUT.name if is_try else OUTPUT)
     names = list(ROWS) if args.rows else [*SYSTEMS, BASE_PEOPLE]
     chosen = args.only or names
     unknown = sorted(set(chosen) - set(names))
@@ -164,10 +167,20 @@ def row(args: Namespace, runs: Path, name: str) -> None:
     about = {"seconds": seconds, "seed": cfg.SEED, "iterations x batch": schedule}
     group = f"{CROWD}/rows/{name}" if args.rows else f"{CROWD}/{name}"
     update_results(args.output, group, flat_metrics(results[f"{CROWD}-test"]), **about)
+    if name == "recurrent":
+        show_steps(cfg, runs, Path(args.output).parents[1] / "images")
     if "drawn-v1-test" in results:
         # The figure that every system has (design section 6).
         figures = results["drawn-v1-test"]["keypoints"]
         update_results(args.output, "keypoints", figures, **about)
+
+
+def show_steps(cfg: CfgNode, runs: Path, images: Path) -> None:
+    """unified_association_steps.png: what is written at each step of the first test image."""
+    images.mkdir(parents=True, exist_ok=True)
+    image = read_pose_image(str(runs / "datasets" / CROWD / "test" / "000001.png"), "RGB")
+    drawer = SequenceDrawer(cfg, f"{cfg.OUTPUT_DIR}/{FINAL}")
+    write_png(images / "unified_association_steps.png", drawer(image))
 
 
 def _tested_on_both(cfg: CfgNode, name: str) -> CfgNode:

@@ -55,7 +55,7 @@ def base(tmp_path, monkeypatch) -> str:
 def run(folder: Path, base: str, *arguments: str) -> dict:
     common = ["--runs", str(folder / "runs"), "--base", base, "--images", "3"]
     tool.main(tool.parse_args([*common, *arguments, "--opts", *TINY]))
-    file = folder / "runs" / "try" / "unified_association.json"
+    file = folder / "runs" / "try" / "results" / "unified_association.json"
     return json.loads(file.read_text())
 
 
@@ -66,6 +66,8 @@ def test_systems_and_rows_stand_side_by_side_and_steps_are_drawn(tmp_path, base,
         for figure in ("AP", "count_right", "AP_overlap_0_0.1", "AP_overlap_0.3_1"):
             assert f"drawn-crowd-v1/{system}/keypoints/{figure}" in found["metrics"]
     assert "keypoints/AP" in found["metrics"]  # on drawn-v1
+    picture = tmp_path / "runs" / "try" / "images" / "unified_association_steps.png"
+    assert Image.open(picture).height >= 260
     found = run(tmp_path, base, "--rows", "--only", "loop_0", "T_1")
     assert {"drawn-crowd-v1/recurrent", "drawn-crowd-v1/rows/T_1"} <= set(found["runs"])
     tables = tool.tables(found)
