@@ -31,7 +31,7 @@ endif
 RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PY)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo synthetic ablation assembly inference unified test lint clean
+.PHONY: help setup demo synthetic ablation assembly inference performance unified test lint clean
 
 help:
 	@echo 'make setup      the environment ($(VENV)): torch, Detectron2, mpn_d2; repeating is quick'
@@ -40,6 +40,7 @@ help:
 	@echo 'make ablation   variants of the network on drawn people, one short schedule'
 	@echo 'make assembly   every assembler trained from annotations, figures into docs/ (hours; goes on)'
 	@echo 'make inference  what flip, scales, crops, ensemble ... are worth, figures into docs/ (hours)'
+	@echo 'make performance  speed against Keypoint R-CNN, AP of every SPEED.MODE, into docs/ (hours)'
 	@echo 'make unified    the recurrent decoder on drawn crowds, figures into docs/ (hours; ROWS=1: rows)'
 	@echo 'make test       all tests, on CPU (ARGS="..." goes to pytest)'
 	@echo 'make lint       ruff: format and rules'
@@ -90,6 +91,11 @@ IMAGES ?= drawn
 inference: setup
 	OMP_NUM_THREADS=$(DEMO_THREADS) $(RUN) tools/inference_table.py --images $(IMAGES) \
 	  --runs "$(MPN_RUNS)" $(if $(ROWS),--rows $(ROWS))
+
+# ONLY=speed (minutes, on a quiet machine) or ONLY=accuracy (trains two networks first).
+performance: setup
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(RUN) tools/performance.py --runs "$(MPN_RUNS)" \
+	  $(if $(ONLY),--only $(ONLY))
 
 # After make synthetic, whose network is the base. ROWS=1 for the table of switches.
 unified: setup

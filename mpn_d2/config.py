@@ -16,6 +16,7 @@ from detectron2.config import get_cfg
 
 from mpn_d2.inference_keys import add_inference_keys
 from mpn_d2.sequence_keys import add_sequence_keys
+from mpn_d2.speed_keys import add_speed_keys
 
 
 def add_mpn_config(cfg: CN) -> None:
@@ -26,6 +27,7 @@ def add_mpn_config(cfg: CN) -> None:
     _add_engine_keys(cfg)
     add_inference_keys(cfg)
     add_sequence_keys(cfg)
+    add_speed_keys(cfg)
     # Configs saved by a newer Detectron2 hold this key; where the installed one lacks it, it is
     # dropped with a warning. (The other way round the default stands.)
     if "FLOAT32_PRECISION" not in cfg:

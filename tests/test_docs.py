@@ -78,3 +78,39 @@ def test_tables_of_people_one_after_the_other_show_the_results():
         pytest.skip("nothing measured yet: python tools/train_unified.py")
     tables = tool("train_unified").tables(json.loads(file.read_text()))
     assert_shown("unified_association.md", tables)
+
+
+def test_tables_of_performance_show_the_results():
+    found = tool("performance").tables(DOCS)
+    if not found:
+        pytest.skip("docs/results/performance*.json were not measured yet (make performance)")
+    assert_shown("performance.md", found)
+
+
+def test_modes_cost_no_more_than_the_page_allows():
+    """Half precision: 0.2 points of keypoint AP; float32: 0.02."""
+    file = DOCS / "results" / "performance_accuracy.json"
+    if not file.is_file():
+        pytest.skip(f"{file.name} was not measured yet (make performance ONLY=accuracy)")
+    metrics = json.loads(file.read_text())["metrics"]
+    rows = {name.removesuffix("/keypoints/AP") for name in metrics if name.endswith("points/AP")}
+    assert len(rows) >= 4
+    for row in rows:
+        network, mode = row.split("/")
+        plain = metrics[f"{network}/plain/keypoints/AP"]
+        allowed = 0.2 if mode in ("half", "fastest") else 0.02
+        assert abs(metrics[f"{row}/keypoints/AP"] - plain) <= allowed, row
+
+
+def test_performance_holds_what_the_design_asks_for():
+    file = DOCS / "results" / "performance.json"
+    if not file.is_file():
+        pytest.skip(f"{file.name} was not measured yet (make performance ONLY=speed)")
+    metrics = json.loads(file.read_text())["metrics"]
+    for count in (1, 5, 20, 50):
+        base = metrics[f"seconds/keypoint_rcnn/{count}/plain"]
+        for mode in ("plain", "fp32"):
+            own = metrics[f"seconds/R_50_shared/{count}/{mode}"]
+            assert metrics[f"ratio/{count}/{mode}"] == pytest.approx(own / base)
+    for system in ("keypoint_rcnn", "R_50_shared"):
+        assert metrics[f"peak_mib/{system}/20/plain"] > 0

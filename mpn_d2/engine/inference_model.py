@@ -20,6 +20,7 @@ from mpn_d2.config import load_config
 from mpn_d2.config_files import config_file
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.engine.fast import check_speed, speed_up
 from mpn_d2.engine.refine import build_refiner
 from mpn_d2.engine.suppression import PoseSuppression
 from mpn_d2.engine.tta import Look, merge_looks, pool_people
@@ -100,6 +101,7 @@ def check_inference_config(cfg: CfgNode) -> None:
             raise ValueError(f"{key} is {value!r}; choose one of {', '.join(known)}")
     if not 0 <= cfg.TTA.MAP_SCALE <= 8:
         raise ValueError(f"TTA.MAP_SCALE is {cfg.TTA.MAP_SCALE}: 0 (by itself) to 8 is needed")
+    check_speed(cfg)
     PoseSuppression(cfg.OKS_NMS.MODE, cfg.OKS_NMS.THRESH, ())
     build_view_plan(cfg)
     if cfg.REFINE.WEIGHTS and not cfg.REFINE.CONFIG:
@@ -171,6 +173,7 @@ def build_members(
     for path, weights in zip(cfg.ENSEMBLE.CONFIGS, cfg.ENSEMBLE.WEIGHTS, strict=True):
         try:
             member = load_config(config_file(path), ["MODEL.DEVICE", cfg.MODEL.DEVICE])
+            member.SPEED = cfg.SPEED.clone()
             names = [get_skeleton(c.MODEL.SKELETON).keypoint_names for c in (cfg, member)]
             if names[0] != names[1]:
                 raise ValueError(
@@ -193,7 +196,7 @@ def build_members(
 
 
 def load_trained_model(cfg: CfgNode, weights: str) -> nn.Module:
-    """The network of a config in evaluation mode, filled whole by a checkpoint.
+    """The network of a config in evaluation mode, filled whole by a checkpoint, as SPEED.MODE says.
 
     Raises:
         ValueError: no weights for a network that needs some, or weights that do not fit.
@@ -208,7 +211,7 @@ def load_trained_model(cfg: CfgNode, weights: str) -> nn.Module:
             raise ValueError(
                 "nothing to evaluate: give MODEL.WEIGHTS, or an OUTPUT_DIR that holds a checkpoint"
             )
-    return model.eval()
+    return speed_up(model, cfg)
 
 
 class PoseInference(nn.Module):

@@ -21,6 +21,7 @@ from mpn_d2.config_files import config_file
 from mpn_d2.data.person_crops import CropTransform, crop_matrix, has_area
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.engine.fast import speed_up
 from mpn_d2.structures.oks import AREA_OF_BOX, joint_similarity
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -55,6 +56,7 @@ def build_refiner(cfg: CfgNode) -> PoseRefiner | None:
         raise ValueError(f"REFINE.WEIGHTS is empty: give the checkpoint of {refine.CONFIG}")
     try:
         own = load_config(config_file(refine.CONFIG), ["MODEL.DEVICE", cfg.MODEL.DEVICE])
+        own.SPEED = cfg.SPEED.clone()
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"REFINE.CONFIG: {error}") from error
     _check(cfg, own)
@@ -64,6 +66,7 @@ def build_refiner(cfg: CfgNode) -> PoseRefiner | None:
         PoseCheckpointer(model, cfg=own, strict=True).load(refine.WEIGHTS)
     except (FileNotFoundError, ValueError) as error:
         raise type(error)(f"REFINE.WEIGHTS: {error}") from error
+    model = speed_up(model, own)
     if cfg.TTA.ENABLED and cfg.TTA.FLIP:
         model.flip_indices = get_skeleton(own.MODEL.SKELETON).flip_indices
     return PoseRefiner(

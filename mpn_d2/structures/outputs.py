@@ -8,6 +8,7 @@ H, W cells. Frames: "network input" is the resized, unpadded image in continuous
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from detectron2.structures import Instances
@@ -27,6 +28,21 @@ class HeatmapOutputs:
     maps: torch.Tensor
     stride: int
     intermediate: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class DenseOutputs(NamedTuple):
+    """All that a network's convolutions say of a batch, before anything is read off.
+
+    Attributes:
+        maps: (N, K + 1, H, W) or (N, K, H, W), see HeatmapOutputs.
+        logits: per person pyramid level (N, A, H_l, W_l), A anchors a cell; none where the network
+            finds no boxes.
+        deltas: per level (N, 4 A, H_l, W_l), the boxes relative to their anchors.
+    """
+
+    maps: torch.Tensor
+    logits: list[torch.Tensor]
+    deltas: list[torch.Tensor]
 
 
 @dataclass

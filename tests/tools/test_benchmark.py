@@ -1,4 +1,4 @@
-"""The benchmark's part `data`, small: figures that can be checked, and a file that holds them."""
+"""The benchmark, small: figures that can be checked, and a file that holds them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from mpn_d2.engine import inference_speed
+from mpn_d2.engine import data_speed, inference_speed, pipeline_speed, speed_reference
+from mpn_d2.engine.assembly_speed import crowd
 from tools import benchmark
 
 CONFIG = "configs/MultiPoseNet/R_18_small.yaml"
@@ -20,6 +21,7 @@ def test_figures_of_the_data_part(tmp_path, sample_dir, capsys) -> None:
     config = str(sample_dir.parents[1] / CONFIG)
     output = tmp_path / "figures" / "data.json"
     arguments = ["--config-file", config, "--output", str(output), *SMALL, *OPTIONS]
+    arguments = ["--part", "data", *arguments]
     benchmark.main(benchmark.parse_args(arguments))
     written = json.loads(output.read_text())
     figures = written["metrics"]
@@ -39,7 +41,7 @@ def test_settings_are_those_of_the_crop_recipe(sample_dir) -> None:
     from mpn_d2.config import load_config
 
     config = str(sample_dir.parents[1] / CONFIG)
-    arguments = ["--config-file", config, "--output", "unused", *SMALL, *OPTIONS]
+    arguments = ["--part", "data", "--config-file", config, "--output", "unused", *SMALL, *OPTIONS]
     args = benchmark.parse_args(arguments)
     seen = []
 
@@ -49,9 +51,9 @@ def test_settings_are_those_of_the_crop_recipe(sample_dir) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("_loader_speed", "_target_share"):
-            patch.setattr(benchmark, name, note)
-        patch.setattr(benchmark, "in_fresh_process", lambda function, text: 7.0)
-        figures = benchmark.measure_data(args, load_config(config, args.opts))
+            patch.setattr(data_speed, name, note)
+        patch.setattr(data_speed, "in_fresh_process", lambda function, text: 7.0)
+        figures = benchmark.of_data(args, load_config(config, args.opts))
     assert figures == {"peak_mib/keypoint_stage": 7.0}
     assert [cfg.SOLVER.IMS_PER_BATCH for cfg in seen] == [1, 2]
     for cfg in seen:
@@ -86,7 +88,7 @@ def test_a_crowd_stands_as_real_ones_do() -> None:
         {"image_id": 3, "keypoints": few, "owner": 0, "box": boxes[0] + 7},
         *[{"image_id": 8, "keypoints": keypoints, "owner": i, "box": boxes[i]} for i in (0, 1)],
     ]
-    candidates, placed = benchmark.crowd(samples, 5)
+    candidates, placed = crowd(samples, 5)
     # The image of two, the image of one, and again: side by side, nobody between.
     assert placed[:, 0].tolist() == [0, 0, 10, 11, 11]
     assert placed[:, 2].tolist() == [1, 10, 11, 12, 21]
@@ -126,3 +128,108 @@ def test_figures_of_the_inference_part(tmp_path, sample_dir, monkeypatch) -> Non
     seconds = {name: figures[f"inference/seconds/{name}"] for name in ("plain", "flip")}
     assert figures["inference/ratio/flip"] == pytest.approx(seconds["flip"] / seconds["plain"])
     assert all(value > 0 for value in figures.values())
+
+
+PIPELINE = ["--modes", "plain", "fp32", "--persons", "0", "3", "--size", "64", "--rounds", "2"]
+LITE = "configs/MultiPoseNet/Lite_R_18.yaml"
+
+
+def test_figures_of_the_pipeline(tmp_path, sample_dir, capsys, monkeypatch) -> None:
+    asked = []
+
+    def mib(function, config: str, against: str, mode: str, count: int, *rest: int) -> float:
+        asked.append((function.__name__, against, mode, count))
+        return 7.0
+
+    monkeypatch.setattr(pipeline_speed, "in_fresh_process", mib)
+    monkeypatch.setattr(pipeline_speed, "matmul_gflops", lambda dtype, device: 50.0)
+    monkeypatch.setattr(speed_reference, "PROPOSALS", 20)
+    output, plot = tmp_path / "b.json", tmp_path / "b.png"
+    arguments = ["--config-file", str(sample_dir.parents[1] / LITE), "--output", str(output)]
+    arguments += ["--plot", str(plot), "--sizes", "96", "--against", "keypoint_rcnn"]
+    arguments += [*PIPELINE, *OPTIONS, "INPUT.MIN_SIZE_TEST", "64"]
+    benchmark.main(benchmark.parse_args(arguments))
+    figures = json.loads(output.read_text())["metrics"]
+    shown = capsys.readouterr().out
+    for count in (0, 3):
+        base = figures[f"seconds/keypoint_rcnn/{count}/plain"]
+        for mode in ("plain", "fp32"):
+            own = figures[f"seconds/Lite_R_18/{count}/{mode}"]
+            assert figures[f"ratio/{count}/{mode}"] == pytest.approx(own / base)
+            assert figures[f"spread_percent/Lite_R_18/{count}/{mode}"] >= 0
+            assert f"{own:.3f} s ({own / base:.3f})" in shown
+    assert figures["size_seconds/keypoint_rcnn/96/plain"] > 0
+    steps = [name.split("/")[2] for name in figures if name.startswith("step_seconds/3/")]
+    assert steps == ["plain", "fold", "low_resolution", "channels_last"]
+    # Parts make up a pass; what is convolved before it is upsampled is less work.
+    parts = {n: v for n, v in figures.items() if n.startswith("part_seconds/") and "/3/plain" in n}
+    assert len(parts) == 9 and all(value > -1e-4 for value in parts.values())
+    assert figures["gflops/keypoint_head/fp32"] < figures["gflops/keypoint_head/plain"]
+    assert figures["gflops/backbone/fp32"] == figures["gflops/backbone/plain"]
+    assert asked == [
+        ("_peak", "", "plain", 3),
+        ("_peak", "", "fp32", 3),
+        ("_peak", "keypoint_rcnn", "plain", 3),
+    ]
+    assert figures["peak_mib/Lite_R_18/3/fp32"] == figures["peak_mib/keypoint_rcnn/3/plain"] == 7
+    for name in ("loader", "training_step", "drawing/3"):
+        assert figures[f"part_seconds/{name}"] > 0
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_operations_and_parameters_are_counted_right(sample_dir) -> None:
+    from mpn_d2.config import load_config
+    from mpn_d2.engine.build import build_pose_model
+    from mpn_d2.engine.part_speed import part_gflops, part_parameters
+
+    cfg = load_config(str(sample_dir.parents[1] / LITE), [*OPTIONS])
+    model = build_pose_model(cfg).eval()
+    inputs = pipeline_speed.inputs_of(64, 1)
+    with torch.no_grad():
+        counted = part_gflops(model, lambda: model(inputs))
+    # By hand: per level two 3x3 convolutions (64 to 32, 32 to 32), smoothing of 4 x 32 to 64, the
+    # maps by 1x1.
+    cells = [16 * 16, 8 * 8, 4 * 4, 2 * 2]
+    macs = sum(cells) * 9 * (64 * 32 + 32 * 32) + 256 * (9 * 128 * 64 + 64 * 18)
+    assert counted["keypoint_head"] == pytest.approx(2 * macs / 1e9)
+    total = sum(p.numel() for p in model.parameters())
+    assert sum(part_parameters(model).values()) == total
+
+
+def test_memory_is_measured_for_the_network_and_the_other(sample_dir) -> None:
+    from mpn_d2.config import load_config
+
+    cfg = load_config(str(sample_dir.parents[1] / LITE), [*OPTIONS])
+    assert 200 < pipeline_speed._peak(cfg.dump(), "", "fp32", 3, 64, 2) < 8000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--modes", "quick"], "--modes quick: choose of plain, fp32"),
+        (["--persons", "-1"], "--persons needs numbers of people"),
+        (["--size", "70"], "images of 70 pixels: a multiple of 32"),
+        (["--part", "data", "--plot", "p.png"], "--plot shows part pipeline"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments, message, sample_dir, tmp_path) -> None:
+    config = str(sample_dir.parents[1] / LITE)
+    given = ["--config-file", config, "--output", str(tmp_path / "b.json"), "--no-details"]
+    args = benchmark.parse_args(["--modes", "plain", *arguments, *given, *OPTIONS])
+    with pytest.raises(ValueError, match=message):
+        benchmark.main(args)
+    assert not (tmp_path / "b.json").exists()
+
+
+def test_a_mode_that_the_machine_lacks_is_not_available(monkeypatch, sample_dir) -> None:
+    from mpn_d2.config import load_config
+
+    cfg = load_config(str(sample_dir.parents[1] / LITE), [*OPTIONS])
+    lacks = {"half": "this processor does not compute in bfloat16"}
+    monkeypatch.setattr(pipeline_speed, "unavailable", lambda mode, *rest: lacks.get(mode, ""))
+    settings = pipeline_speed.Settings(
+        "lite", [2], size=64, modes=["plain", "half"], rounds=1, details=False
+    )
+    figures = pipeline_speed.measure_pipeline(cfg, settings)
+    assert figures["seconds/lite/2/half"] is None and figures["seconds/lite/2/plain"] > 0
+    assert not any(name.startswith("ratio/") for name in figures)

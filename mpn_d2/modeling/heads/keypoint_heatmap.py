@@ -13,6 +13,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from torch import nn
 
+from mpn_d2.layers.upsampled_conv import ConvOfUpsampledLevels
 from mpn_d2.modeling.heads.build import KEYPOINT_HEATMAP_HEAD_REGISTRY
 from mpn_d2.modeling.heads.heatmap_head import HeatmapHead
 from mpn_d2.structures.outputs import HeatmapOutputs
@@ -68,6 +69,7 @@ class KeypointSubnet(HeatmapHead):
                 self.intermediate[name] = self._map_conv(shape.channels)
         self.smooth = conv3x3(d_dim * len(input_shape), smooth_dim, relu=True)
         self.predictor = self._map_conv(smooth_dim)
+        self.factors = [shape.stride // self.stride for shape in input_shape.values()]
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -81,14 +83,25 @@ class KeypointSubnet(HeatmapHead):
 
     def layers(self, features: dict[str, torch.Tensor]) -> HeatmapOutputs:
         """Pyramid features (N, C, H_l, W_l) by name -> maps (N, K + 1, H, W)."""
-        finest = features[self.in_features[0]].shape[-2:]
-        levels = [self._resize(self.d_convs[f](features[f]), finest) for f in self.in_features]
         # Coarse to fine, the order of the references, so that their weights can be converted.
-        maps = self.predictor(self.smooth(torch.cat(levels[::-1], dim=1)))
+        levels = [self.d_convs[f](features[f]) for f in self.in_features[::-1]]
+        if isinstance(self.smooth, ConvOfUpsampledLevels):
+            smoothed = self.smooth(levels)
+        else:
+            finest = levels[-1].shape[-2:]
+            smoothed = self.smooth(torch.cat([self._resize(x, finest) for x in levels], dim=1))
         return HeatmapOutputs(
-            maps=maps,
+            maps=self.predictor(smoothed),
             stride=self.stride,
             intermediate=self._intermediate_maps(self.intermediate, features),
+        )
+
+    def smooth_at_low_resolution(self) -> None:
+        """From now on smooths the levels before it upsamples them: the same maps, only to predict
+        with."""
+        channels = [self.d_convs[f][-1].out_channels for f in self.in_features[::-1]]
+        self.smooth = ConvOfUpsampledLevels(
+            self.smooth, channels=channels, factors=self.factors[::-1], mode=self.upsample
         )
 
 

@@ -38,7 +38,7 @@ from mpn_d2.modeling.meta_arch.joint import (
 from mpn_d2.modeling.meta_arch.micro_batches import weights_by_part
 from mpn_d2.structures.ground_truth import gt_candidates, gt_people
 from mpn_d2.structures.nms import BoxSuppression
-from mpn_d2.structures.outputs import HeatmapOutputs, ImageEvidence
+from mpn_d2.structures.outputs import DenseOutputs, HeatmapOutputs, ImageEvidence
 
 PARTS = ("keypoint", "person", "assembly")
 SOURCES = ("pred", "gt")
@@ -211,7 +211,7 @@ class MultiPoseNet(RetinaNet):
             crowds = [x["crowd_boxes"].to(self.device) for x in batched_inputs]
             losses.update(self._person_losses(pyramid, predictions, gt_instances, crowds))
         if self.assembly_sees_predictions:
-            people = self._detached_people(images, pyramid, predictions)
+            people = self._detached_people(images, predictions)
             maps = self._assembly_maps(features, maps)
             losses.update(self._joint_assembly_losses(images, people, maps, gt_instances))
         elif "assembly" in self.train_parts:
@@ -258,13 +258,12 @@ class MultiPoseNet(RetinaNet):
     def _detached_people(
         self,
         images: ImageList,
-        features: dict[str, torch.Tensor],
         predictions: tuple[list[torch.Tensor], list[torch.Tensor]],
     ) -> list[Instances]:
         """Detected people per image while training, without gradient, clipped to the image."""
         # Copies: RetinaNet's inference turns logits into scores in place.
         copies = [[level.detach().clone() for level in kind] for kind in predictions]
-        return self._detect(images, features, copies)
+        return self._detect(images, copies)
 
     def _assembly_maps(
         self, features: dict[str, torch.Tensor], maps: HeatmapOutputs
@@ -301,11 +300,8 @@ class MultiPoseNet(RetinaNet):
     def _ema_update(
         self, name: str, value: float, initial_value: float, momentum: float = 0.9
     ) -> float:
-        """What the inherited losses divide by: nothing, see `mean_over_processes`.
-
-        Detectron2 keeps a local running mean of the positives here, which no checkpoint holds,
-        so that a resumed or a distributed run would differ (design 7.8).
-        """
+        """What the inherited losses divide by: nothing, see `mean_over_processes`. Detectron2's
+        running mean of the positives is local and in no checkpoint (design 7.8)."""
         return 1.0
 
     @torch.no_grad()
@@ -342,19 +338,17 @@ class MultiPoseNet(RetinaNet):
 
     def _look_at_one_size(self, batched_inputs: list[dict]) -> list[ImageEvidence]:
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        maps = self.keypoint_head.layers(features)
+        dense = self.dense(images.tensor)
         if self.box_source == "gt":
             people = [
                 gt_people(x, size, self.device, self.gt_box_filter)
                 for x, size in zip(batched_inputs, images.image_sizes, strict=True)
             ]
         else:
-            pyramid = [features[name] for name in self.head_in_features]
-            people = self._detect(images, features, self.head(pyramid))
+            people = self._detect(images, [dense.logits, dense.deltas])
         found = [
-            ImageEvidence(of_image, maps.stride, x)
-            for of_image, x in zip(maps.maps, people, strict=True)
+            ImageEvidence(of_image, self.keypoint_head.stride, x)
+            for of_image, x in zip(dense.maps, people, strict=True)
         ]
         if self.keypoint_source == "gt":
             for seen, x in zip(found, batched_inputs, strict=True):
@@ -362,15 +356,23 @@ class MultiPoseNet(RetinaNet):
                 seen.candidates = known.to(self.device)
         return found
 
+    def dense(self, images: torch.Tensor) -> DenseOutputs:
+        """The convolutions alone: normalised, padded images (N, 3, H, W) to raw outputs."""
+        features = self.backbone(images)
+        pyramid = [features[name] for name in self.head_in_features]
+        boxes = ([], []) if self.box_source == "gt" else self.head(pyramid)
+        return DenseOutputs(self.keypoint_head.layers(features).maps, *boxes)
+
+    def dense_modules(self) -> list[nn.Module]:
+        """The modules that `dense` runs."""
+        return [self.backbone, self.keypoint_head, self.head]
+
     def _detect(
-        self,
-        images: ImageList,
-        features: dict[str, torch.Tensor],
-        predictions: tuple[list[torch.Tensor], list[torch.Tensor]],
+        self, images: ImageList, predictions: Sequence[list[torch.Tensor]]
     ) -> list[Instances]:
         """Boxes, scores and classes per image from the head's outputs, which it may overwrite."""
-        pyramid = [features[name] for name in self.head_in_features]
-        people = self.forward_inference(images, pyramid, predictions)
+        # Anchors ask features for nothing but their sizes, which the logits have too.
+        people = self.forward_inference(images, predictions[0], predictions)
         for x in people:
             # The assembly learned on boxes inside the image; Detectron2 clips only at the end.
             x.pred_boxes.clip(x.image_size)
@@ -384,13 +386,9 @@ class MultiPoseNet(RetinaNet):
         image_size: tuple[int, int],
     ) -> Instances:
         """RetinaNet's, with `box_suppression` in the place of its hard one."""
+        limits = self.test_score_thresh, self.test_topk_candidates
         found = self._decode_multi_level_predictions(
-            anchors,
-            box_cls,
-            box_delta,
-            self.test_score_thresh,
-            self.test_topk_candidates,
-            image_size,
+            anchors, box_cls, box_delta, *limits, image_size
         )
         kept, scores = self.box_suppression(
             found.pred_boxes.tensor, found.scores, self.max_detections_per_image

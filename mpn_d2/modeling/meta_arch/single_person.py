@@ -18,6 +18,7 @@ from torch import nn
 
 from mpn_d2.codecs.heatmap import decode_highest
 from mpn_d2.modeling.heads import HeatmapTargets, build_keypoint_heatmap_head
+from mpn_d2.structures.outputs import DenseOutputs
 
 PART = "keypoint"
 
@@ -160,9 +161,17 @@ class SinglePersonNet(nn.Module):
             ]
         return results
 
+    def dense(self, images: torch.Tensor) -> DenseOutputs:
+        """The convolutions alone: normalised, padded crops (N, 3, H, W) to raw maps."""
+        return DenseOutputs(self.keypoint_head.layers(self.backbone(images)).maps, [], [])
+
+    def dense_modules(self) -> list[nn.Module]:
+        """The modules that `dense` runs."""
+        return [self.backbone, self.keypoint_head]
+
     def _maps(self, images: ImageList) -> torch.Tensor:
         """(N, K, h, w) over the images, means of both sights where mirrored ones are wanted."""
-        maps = self.keypoint_head.layers(self.backbone(images.tensor)).maps
+        maps = self.dense(images.tensor).maps
         if self.flip_indices is None:
             return maps
         width, stride = images.image_sizes[0][1], self.keypoint_head.stride
@@ -173,7 +182,7 @@ class SinglePersonNet(nn.Module):
         # The padding stays on the right.
         mirrored = images.tensor.clone()
         mirrored[..., :width] = images.tensor[..., :width].flip(-1)
-        seen = self.keypoint_head.layers(self.backbone(mirrored)).maps[:, list(self.flip_indices)]
+        seen = self.dense(mirrored).maps[:, list(self.flip_indices)]
         cells = width // stride
         # Without the padding, which one side alone has.
         return (maps[..., :cells] + seen[..., :cells].flip(-1)) / 2

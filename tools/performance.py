@@ -1,0 +1,138 @@
+#!/usr/bin/env python
+"""Measures speed against Keypoint R-CNN and what each mode costs in AP; fills docs/performance.md.
+
+    python tools/performance.py --runs RUNS
+    python tools/performance.py --runs RUNS --only speed
+    python tools/performance.py --runs RUNS --only accuracy
+
+speed: tools/benchmark.py on R_50_shared, R_50 and Lite_R_18 (hundreds of passes, on a machine that
+does nothing else) into results/performance.json, performance_R_50.json, performance_Lite_R_18.json
+and images/performance_<config>.png of --output. accuracy: AP of the network of
+tools/train_synthetic.py and of configs/quick/lite_drawn.yaml on the drawn test images in every
+mode, into results/performance_accuracy.json; trains below RUNS what is not there (an hour each on
+2 cores; repeating the command goes on). Options of the benchmark stand behind --opts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mpn_d2.config import load_config
+from mpn_d2.engine.cli import run_command
+from mpn_d2.engine.fast import MODES, unavailable
+from mpn_d2.engine.stages import FINAL, evaluate
+from mpn_d2.utils.doc_tables import fill_tables
+from mpn_d2.utils.performance_page import accuracy_table, speed_tables
+from mpn_d2.utils.results import flat_metrics, read_results, update_results
+from tools.inference_table import prepare_data, train_missing
+
+REPO = Path(__file__).resolve().parents[1]
+DOCS = REPO / "docs"
+# Config below configs/MultiPoseNet to the file of its figures.
+SPEED = {
+    "R_50_shared": "performance.json",
+    "R_50": "performance_R_50.json",
+    "Lite_R_18": "performance_Lite_R_18.json",
+}
+ACCURACY = "performance_accuracy.json"
+# Config below configs/quick to the folder of its training.
+NETWORKS = {"drawn_v1": "drawn-v1", "lite_drawn": "lite-drawn-v1"}
+BENCHMARK = [
+    *("--persons", "0", "1", "5", "20", "50", "100", "--size", "480"),
+    *("--sizes", "320", "480", "640", "800", "--against", "keypoint_rcnn"),
+]
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", required=True, metavar="DIR", help="data and trainings go there")
+    parser.add_argument("--only", choices=("speed", "accuracy"), help="(default: both)")
+    parser.add_argument(
+        "--output", default=str(DOCS), metavar="DIR", help="of results/ and images/ (default: docs)"
+    )
+    parser.add_argument("--configs", nargs="+", choices=list(SPEED), default=list(SPEED))
+    parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
+    parser.add_argument("--rounds", type=int, default=15, help="of the benchmark (default: 15)")
+    parser.add_argument(
+        "--opts", nargs=argparse.REMAINDER, default=[], help="further options of the benchmark"
+    )
+    return parser.parse_args(arguments)
+
+
+def main(args: argparse.Namespace) -> None:
+    if args.rounds < 1:
+        raise ValueError("--rounds must be at least 1")
+    output = Path(args.output).resolve()
+    if args.only != "accuracy":
+        for config in args.configs:
+            measure_speed(config, output, args)
+    if args.only != "speed":
+        measure_accuracy(output, Path(args.runs).resolve(), args.modes)
+    found = tables(output)
+    for name, table in found.items():
+        print(f"\n{name}\n\n{table}")
+    if output == DOCS:
+        fill_tables(DOCS / "performance.md", found)
+
+
+def measure_speed(config: str, output: Path, args: argparse.Namespace) -> None:
+    """Runs tools/benchmark.py in a process of its own; its figures name its command."""
+    command = ["tools/benchmark.py", "--config-file", f"configs/MultiPoseNet/{config}.yaml"]
+    command += [*BENCHMARK, "--modes", *args.modes, "--rounds", str(args.rounds)]
+    command += ["--output", str(output / "results" / SPEED[config])]
+    command += ["--plot", str(output / "images" / f"performance_{config}.png"), *args.opts]
+    print(" ".join(["python", *command]), flush=True)
+    done = subprocess.run([sys.executable, *command], cwd=REPO)
+    if done.returncode:
+        raise ValueError(f"the benchmark of {config} failed, its message stands above")
+
+
+def measure_accuracy(output: Path, runs: Path, modes: list[str]) -> None:
+    """AP of both drawn networks in every mode that this machine has."""
+    prepare_data("drawn", runs, None)
+    for config, folder in NETWORKS.items():
+        train_missing(f"{config}.yaml", runs / folder, [])
+        for mode in modes:
+            options = ["MODEL.WEIGHTS", str(runs / folder / FINAL), "SPEED.MODE", mode]
+            options += ["OUTPUT_DIR", str(runs / "performance" / folder / mode)]
+            cfg = load_config(str(REPO / "configs" / "quick" / f"{config}.yaml"), options)
+            reason = unavailable(mode, cfg.SPEED.DTYPE, cfg.MODEL.DEVICE)
+            if reason:
+                print(f"{mode}: not available, {reason}")
+                continue
+            cfg.freeze()
+            start = time.perf_counter()
+            results = evaluate(cfg, weights=cfg.MODEL.WEIGHTS)[cfg.DATASETS.TEST[0]]
+            update_results(
+                output / "results" / ACCURACY,
+                f"{folder}/{mode}",
+                flat_metrics(results),
+                seconds=time.perf_counter() - start,
+                seed=cfg.SEED,
+            )
+
+
+def tables(output: Path) -> dict[str, str]:
+    """What stands between the markers of docs/performance.md, of the files that are there."""
+    found: dict[str, str] = {}
+    for config, file in SPEED.items():
+        metrics = read_results(output / "results" / file).get("metrics", {})
+        found |= speed_tables(config, metrics)
+        picture = f"performance_{config}.png"
+        if metrics and (output / "images" / picture).is_file():
+            found[f"plot_{config}"] = f"![Time against people, {config}](images/{picture})"
+    accuracy = accuracy_table(read_results(output / "results" / ACCURACY).get("metrics", {}))
+    return {**found, **({"accuracy": accuracy} if accuracy else {})}
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    run_command(lambda: main(arguments))
