@@ -19,6 +19,7 @@ from mpn_d2.evaluation.crowded_people import (
     truths_by_overlap,
 )
 from mpn_d2.evaluation.pose_evaluator import PoseEvaluator, truth_of_people
+from mpn_d2.evaluation.results_file import load_results
 from mpn_d2.structures.skeleton import get_skeleton
 
 SKELETON = get_skeleton("coco")
@@ -219,3 +220,17 @@ def test_ochuman_is_evaluated_from_its_files(mpn_data, tmp_path, monkeypatch, la
         monkeypatch.undo()
         register_pose_datasets()
         assert MetadataCatalog.get("ochuman_val").json_file != str(json_file)
+
+
+def test_results_files_are_scored_by_overlap(tmp_path):
+    people = [PEOPLE[0], PEOPLE[1], PEOPLE[3], person(9, 2, 300, 200)]
+    annotations, results = tmp_path / "truth.json", tmp_path / "found.json"
+    annotations.write_text(json.dumps(content(people)))
+    rows = [
+        {key: p[key] for key in ("image_id", "category_id", "keypoints", "bbox")} | {"score": 0.9}
+        for p in people[2:]
+    ]
+    results.write_text(json.dumps(rows))
+    evaluator, found = load_results(results, annotations, SKELETON, overlap_edges=[0.2])
+    figures = evaluator.score_rows(found.rows)["keypoints"]
+    assert figures["AP_overlap_0_0.2"] == pytest.approx(100) and figures["AP_overlap_0.2_1"] == 0
