@@ -31,13 +31,14 @@ endif
 RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PY)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo synthetic ablation assembly inference performance unified test lint clean
+.PHONY: help setup demo synthetic ablation regression assembly inference performance unified test lint clean
 
 help:
 	@echo 'make setup      the environment ($(VENV)): torch, Detectron2, mpn_d2; repeating is quick'
 	@echo 'make demo       train on the bundled photographs, evaluate, draw (output/demo)'
 	@echo 'make synthetic  train on drawn people from scratch, figures and pictures into docs/ (an hour)'
 	@echo 'make ablation   variants of the network on drawn people, one short schedule'
+	@echo 'make regression pose regression on drawn people, from the trunk that make synthetic left'
 	@echo 'make assembly   every assembler trained from annotations, figures into docs/ (hours; goes on)'
 	@echo 'make inference  what flip, scales, crops, ensemble ... are worth, figures into docs/ (hours)'
 	@echo 'make performance  speed against Keypoint R-CNN, AP of every SPEED.MODE, into docs/ (hours)'
@@ -78,6 +79,11 @@ synthetic: setup
 
 ablation: setup
 	$(SYNTHETIC) --ablation
+
+# ROWS=all, or ROWS="baseline psm", trains rows of its paper's tables on a short schedule instead.
+regression: setup
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(RUN) tools/train_regression.py --runs "$(MPN_RUNS)" \
+	  $(if $(ROWS),--rows $(filter-out all,$(ROWS)))
 
 # ROWS="Assembler_poses max_poses" trains some of them; they need the annotations of MPN_DATA.
 # The allocator keeps the PRN's gradients (281 MB) between steps: half the time on a CPU.

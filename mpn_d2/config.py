@@ -15,6 +15,7 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
 from mpn_d2.inference_keys import add_inference_keys
+from mpn_d2.regression_keys import add_regression_keys
 from mpn_d2.sequence_keys import add_sequence_keys
 from mpn_d2.speed_keys import add_speed_keys
 
@@ -26,6 +27,7 @@ def add_mpn_config(cfg: CN) -> None:
     _add_data_keys(cfg)
     _add_engine_keys(cfg)
     add_inference_keys(cfg)
+    add_regression_keys(cfg)
     add_sequence_keys(cfg)
     add_speed_keys(cfg)
     # Configs saved by a newer Detectron2 hold this key; where the installed one lacks it, it is
@@ -290,7 +292,8 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.DATASETS.OWN = CN(new_allowed=True)
     # Probability of the left-right flip while training, 0 to 1. [paper: 0.3]
     cfg.INPUT.FLIP_PROB = 0.3
-    # Recipe of training images: resize (shorter edge, flip; Detectron2's) | crop (moved, scaled and
+    # Recipe of training images: resize (shorter edge, flip; Detectron2's) | resize_crop (the same,
+    # then a square of CROP_SIZE out of it) [pose regression's paper] | crop (moved, scaled and
     # turned about people, flip). [paper: crop for keypoints, resize for persons]
     cfg.INPUT.AUGMENTATION = "resize"
     # Side of the square crop, network-input pixels. [LM: 480]

@@ -28,7 +28,13 @@ CONFIGS = sorted(
     for p in (REPO / "configs").rglob("*.yaml")
     if not p.name.startswith("Base-")
 )
-KEY_FILES = ("config.py", "inference_keys.py", "sequence_keys.py", "speed_keys.py")
+KEY_FILES = (
+    "config.py",
+    "inference_keys.py",
+    "regression_keys.py",
+    "sequence_keys.py",
+    "speed_keys.py",
+)
 
 
 def leaves(node: CfgNode, prefix: str = "") -> list[str]:

@@ -11,7 +11,8 @@ the network input:
 - person: people and crowd boxes;
 - keypoint of a single-person network: the crop and joints of one person | heatmaps;
 - assembly (no images): per person the joints around the box, input grid and label grid;
-- joint, or no --stage: all of it, the grids in <image id>_people.png.
+- joint, or no --stage: all of it, the grids in <image id>_people.png; of pose regression: people
+  and crowd boxes above the locations that answer for them.
 
 Files are named by image id.
 """
@@ -34,6 +35,7 @@ from detectron2.config import CfgNode
 from detectron2.data.detection_utils import convert_image_to_rgb
 from torch import nn
 
+from mpn_d2.codecs.offsets import Locations
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.data.loader import build_pose_train_loader
@@ -44,6 +46,7 @@ from mpn_d2.engine.pictures import draw_crop_pair
 from mpn_d2.engine.stages import stage_config, stage_names
 from mpn_d2.modeling.meta_arch.joint import samples_from_annotations
 from mpn_d2.structures.skeleton import get_skeleton
+from mpn_d2.utils.location_picture import draw_locations
 from mpn_d2.utils.target_pictures import draw_boxes, draw_grids, draw_targets, stack
 from mpn_d2.utils.visualize import write_png
 
@@ -120,6 +123,10 @@ def pictures(cfg: CfgNode, model: nn.Module, x: dict) -> Iterator[tuple[str, np.
         picture = draw_crop_pair(model, x, skeleton, cfg.INPUT.FORMAT, predict=False)
         yield f"{name}_person{x['owner']}", picture
         return
+    if "pose" in parts:
+        above = draw_boxes(image, x["instances"], x["crowd_boxes"], skeleton)
+        yield name, stack([above, draw_location_targets(model, x, image)])
+        return
     if "keypoint" in parts:
         yield name, draw_heatmap_targets(model, x, image, cfg)
     else:
@@ -147,6 +154,17 @@ def draw_heatmap_targets(model: nn.Module, x: dict, image: np.ndarray, cfg: CfgN
         targets.loss_mask[0],
         head.stride,
     )
+
+
+def draw_location_targets(model: nn.Module, x: dict, image: np.ndarray) -> np.ndarray:
+    """The locations of one image that answer for its people."""
+    padded = model.preprocess_image([x]).tensor.shape[-2:]
+    shapes = model.backbone.output_shape()
+    strides = [shapes[name].stride for name in model.head_in_features]
+    grids = [(-(-padded[0] // s), -(-padded[1] // s)) for s in strides]
+    locations = Locations.of_grids(grids, strides)
+    targets = model.make_targets([x], locations)
+    return draw_locations(image, locations, targets.owners[0], targets.ignored[0])
 
 
 @torch.no_grad()

@@ -80,6 +80,41 @@ def encode_heatmaps(
     return maps.clamp_(max=1).view(len(keypoints), num_keypoints, height, width)
 
 
+def encode_joint_cells(
+    keypoints: list[torch.Tensor], num_keypoints: int, size: tuple[int, int], stride: int
+) -> torch.Tensor:
+    """Marks the one cell that every labelled joint (v > 0) lies in: hard targets, no Gaussians.
+
+    Pose regression's auxiliary heatmaps (spec section 6). A cell belongs to one type: where joints
+    of several types share it, to the last of them (people in their order, then types) [ref:SMPR].
+    Joints beyond the maps go to the outermost cells.
+
+    Args:
+        keypoints: per image (P, K, 3) x, y, v in network-input pixels; P may be 0.
+        num_keypoints: K.
+        size: (H, W) of the maps in cells.
+        stride: cell side, pixels.
+
+    Returns:
+        (N, K, H, W) float32 of 0 and 1.
+    """
+    height, width = size
+    maps = keypoints[0].new_zeros(len(keypoints), num_keypoints, height * width).float()
+    for targets, points in zip(maps, keypoints, strict=True):
+        person, joint = torch.nonzero(points[:, :, 2] > 0, as_tuple=True)
+        if len(joint) == 0:
+            continue
+        cells = (points[person, joint, :2] / stride).floor().long()
+        index = cells[:, 1].clamp(0, height - 1) * width + cells[:, 0].clamp(0, width - 1)
+        # Of the joints in a cell the last: written in any order, the greatest place stays.
+        last = torch.full((height * width,), -1, dtype=torch.int64, device=points.device)
+        places = torch.arange(len(joint), device=points.device)
+        last = last.scatter_reduce(0, index, places, "amax")
+        taken = last >= 0
+        targets[joint[last[taken]], taken.nonzero()[:, 0]] = 1.0
+    return maps.view(len(keypoints), num_keypoints, height, width)
+
+
 def _labelled_joints(
     keypoints: list[torch.Tensor], num_keypoints: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

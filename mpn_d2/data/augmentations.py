@@ -14,7 +14,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 
-RECIPES = ("resize", "crop")
+RECIPES = ("resize", "resize_crop", "crop")
 CENTERS = ("person", "crowd", "either")
 # Outside the image (spec 7); person and ignore masks are 0 there.
 BORDER_VALUE = 128
@@ -44,6 +44,11 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     colors = _color_jitter(cfg.INPUT.COLOR_JITTER)
     if cfg.INPUT.AUGMENTATION == "resize":
         return [resize, flip, *colors]
+    if cfg.INPUT.AUGMENTATION == "resize_crop":
+        side = cfg.INPUT.CROP_SIZE
+        if side < 1:
+            raise ValueError(f"INPUT.CROP_SIZE is {side}: at least 1 pixel is needed")
+        return [resize, flip, T.RandomCrop("absolute", (side, side)), *colors]
     crop = PeopleCrop(
         size=cfg.INPUT.CROP_SIZE,
         center=cfg.INPUT.CROP_CENTER,

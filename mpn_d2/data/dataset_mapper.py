@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, BoxMode, Instances, Keypoints
 from mpn_d2.data.augmentations import build_augmentations
 from mpn_d2.data.datasets import has_keypoints
 from mpn_d2.data.image_file import read_pose_image
-from mpn_d2.data.person_boxes import move_boxes
+from mpn_d2.data.person_boxes import move_boxes, moved_areas
 from mpn_d2.data.person_masks import box_outline, has_mask, reduce_to_cells, union_mask
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 
@@ -39,8 +39,9 @@ class PoseDatasetMapper:
     - `image`: (3, H, W) uint8 in INPUT.FORMAT; `height`, `width` (of the file), `file_name`,
       `image_id`;
     - with annotations: `instances` (people that are no crowds and whose clipped box is not empty:
-      `gt_boxes` clipped (see `move_boxes` for turned ones), `gt_classes`, `gt_keypoints` (P, K, 3)
-      x, y, v with (0, 0, 0) where unlabelled or outside the image) and `crowd_boxes` (M, 4)
+      `gt_boxes` clipped (see `move_boxes` for turned ones), `gt_areas` of whole people (see
+      `moved_areas`), `gt_classes`, `gt_keypoints` (P, K, 3) x, y, v with (0, 0, 0) where
+      unlabelled or outside the image) and `crowd_boxes` (M, 4)
       x1, y1, x2, y2, clipped;
     - while training: `person_mask` and `ignore_mask`, uint8
       (ceil(H / MASK_STRIDE), ceil(W / MASK_STRIDE)). The first is the union of everybody's masks,
@@ -118,7 +119,8 @@ class PoseDatasetMapper:
         size = aug_input.image.shape[:2]
         try:
             moved_boxes = move_boxes(annotations, boxes, transforms, image.shape[:2])
-            lost = self._add_people(record, annotations, moved_boxes, transforms, size)
+            areas = moved_areas(annotations, boxes, transforms, image.shape[:2])
+            lost = self._add_people(record, annotations, moved_boxes, areas, transforms, size)
             if self.is_train:
                 masks = _render_masks(annotations, boxes, lost, image.shape[:2], transforms, size)
                 record["person_mask"], record["ignore_mask"] = map(torch.from_numpy, masks)
@@ -143,6 +145,7 @@ class PoseDatasetMapper:
         record: dict,
         annotations: list[dict],
         boxes: np.ndarray,
+        areas: np.ndarray,
         transforms: T.TransformList,
         size: tuple[int, int],
     ) -> dict[int, np.ndarray]:
@@ -152,6 +155,7 @@ class PoseDatasetMapper:
         people = [a for a in annotations if not _is_crowd(a)]
         instances = Instances(size)
         instances.gt_boxes = _clipped(boxes[~crowd], size)
+        instances.gt_areas = torch.as_tensor(areas[~crowd], dtype=torch.float32)
         instances.gt_classes = torch.tensor([a["category_id"] for a in people], dtype=torch.int64)
         keypoints = [self._keypoints(a, transforms, size) for a in people]
         instances.gt_keypoints = Keypoints(

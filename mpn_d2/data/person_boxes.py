@@ -1,11 +1,12 @@
-"""Boxes of people after an image was transformed."""
+"""Boxes and areas of people after an image was transformed."""
 
 from __future__ import annotations
 
 import numpy as np
 from detectron2.data import transforms as T
 
-from mpn_d2.data.person_masks import mask_points
+from mpn_d2.data.person_masks import mask_area, mask_points
+from mpn_d2.structures.oks import AREA_OF_BOX
 
 # A mask belongs to the box if its own box differs by no more: pixels, share of the longer side.
 _SAME_BOX = (2.0, 0.05)
@@ -49,6 +50,27 @@ def move_boxes(
         moved[i, :2] = np.maximum(points.min(axis=0), corners[i, :2])
         moved[i, 2:] = np.minimum(points.max(axis=0), corners[i, 2:])
     return moved
+
+
+def moved_areas(
+    annotations: list[dict],
+    boxes: np.ndarray,
+    transforms: T.Transform,
+    image_size: tuple[int, int],
+) -> np.ndarray:
+    """(N,) areas of the people after the transform, whatever of them is still in the image.
+
+    That of the annotation (`area`), else of its mask, else AREA_OF_BOX of its box, times the factor
+    by which the transform (affine) enlarges areas (design 7.9). Arguments as for `move_boxes`.
+    """
+    origin, right, down = transforms.apply_coords(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    factor = abs(np.linalg.det(np.stack([right - origin, down - origin])))
+    areas = []
+    for annotation, (x1, y1, x2, y2) in zip(annotations, boxes, strict=True):
+        area = annotation.get("area")
+        area = mask_area(annotation, image_size) if area is None else area
+        areas.append(AREA_OF_BOX * (x2 - x1) * (y2 - y1) if area is None else area)
+    return factor * np.array(areas, dtype=np.float64)
 
 
 def _keeps_axes(transforms: T.Transform) -> bool:

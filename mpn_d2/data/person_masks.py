@@ -66,6 +66,29 @@ def union_mask(
     return mask
 
 
+def mask_area(annotation: dict, size: tuple[int, int]) -> float | None:
+    """Square pixels of the annotation's mask, polygons exactly; None where it has no mask.
+
+    Args:
+        annotation: with or without a COCO `segmentation`.
+        size: (H, W) of the annotated image.
+    """
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        return float(mask_util.area(_compressed(segmentation, size)))
+    polygons = valid_polygons(segmentation)
+    if not polygons:
+        return None
+    # Overlapping parts count twice, as in COCO's own `area`.
+    return sum(abs(_signed_area(p)) for p in polygons)
+
+
+def _signed_area(polygon: np.ndarray) -> float:
+    """Of (n, 2) corners, by the shoelace formula."""
+    after = np.roll(polygon, -1, axis=0)
+    return float((polygon[:, 0] * after[:, 1] - polygon[:, 1] * after[:, 0]).sum() / 2)
+
+
 def box_outline(box: Sequence[float]) -> dict:
     """A box x1, y1, x2, y2 as if it were a mask, for `union_mask`: it can be turned too."""
     x1, y1, x2, y2 = (float(v) for v in box)

@@ -19,16 +19,16 @@ from torch import nn
 
 from mpn_d2.codecs.heatmap import decode_highest
 from mpn_d2.modeling.assembly.grid_evidence import GridEvidence
-from mpn_d2.modeling.meta_arch.single_person import SinglePersonNet
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 from mpn_d2.utils.target_pictures import (
+    draw_boxes,
     draw_crop,
     draw_grids,
     draw_predictions,
     draw_targets,
     stack,
 )
-from mpn_d2.utils.visualize import write_png
+from mpn_d2.utils.visualize import draw_people, write_png
 
 FOLDER = "pictures"
 MOST_IMAGES = 2
@@ -153,10 +153,7 @@ def draw_batch(
         if not isinstance(model.assembler.evidence, GridEvidence):
             return []
         return [("people", _draw_people(model, batch[:MOST_PEOPLE], skeleton))]
-    if not hasattr(model, "assembler"):
-        if not isinstance(model, SinglePersonNet):
-            # A network of other parts: tools/draw_sequence.py draws people one after the other.
-            return []
+    if "to_crop" in batch[0]:
         pictures = [draw_crop_pair(model, x, skeleton, image_format) for x in batch[:MOST_PEOPLE]]
         return [("people", stack(pictures))]
     images = [x for x in batch[:MOST_IMAGES] if "image" in x]
@@ -173,6 +170,12 @@ def draw_batch(
 def _draw_image(model: nn.Module, x: dict, skeleton: Skeleton, image_format: str) -> np.ndarray:
     """Targets above predictions of one training input, in the network-input frame."""
     image = convert_image_to_rgb(x["image"].permute(1, 2, 0), image_format)
+    # Without the size of the file, results stay in the frame of the network input.
+    result = model.inference([{k: v for k, v in x.items() if k not in ("height", "width")}])[0]
+    if not hasattr(model, "assembler"):
+        # Maps that are drawn are those that boxes claim joints from.
+        above = draw_boxes(image, x["instances"], x["crowd_boxes"], skeleton)
+        return stack([above, draw_people(image, result["instances"], skeleton)])
     head = model.keypoint_head
     tensor = model.preprocess_image([x]).tensor
     maps = head.layers(model.backbone(tensor)).maps
@@ -182,8 +185,6 @@ def _draw_image(model: nn.Module, x: dict, skeleton: Skeleton, image_format: str
         [x["ignore_mask"].to(maps.device)],
         tuple(maps.shape[-2:]),
     )
-    # Without the size of the file, results stay in the frame of the network input.
-    result = model.inference([{k: v for k, v in x.items() if k not in ("height", "width")}])[0]
     above = draw_targets(
         image,
         x["instances"],

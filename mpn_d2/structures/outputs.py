@@ -131,3 +131,32 @@ class TaggedJoints:
     types: torch.Tensor
     rows: torch.Tensor
     columns: torch.Tensor
+
+
+@dataclass
+class LocationOutputs:
+    """What a head predicts at every location of every pyramid level, a whole pose among it.
+
+    Each list has one tensor a level, fine to coarse, (N, channels, H_l, W_l).
+
+    Attributes:
+        cls_logits: 1 channel: somebody's pose can be told from here.
+        first_offsets: 2K channels, x, y by joint from the location, in strides (codecs/offsets.py).
+        final_offsets: the same of the second stage; None where there is but one.
+        score_logits: 1 channel: OKS of the last pose; None where it is not predicted.
+        centerness_logits: 1 channel; None where it is not predicted.
+        joint_logits: (N, K, H, W) of the finest level: a joint of type k is in the cell; None
+            where it is not predicted (at test time never).
+    """
+
+    cls_logits: list[torch.Tensor]
+    first_offsets: list[torch.Tensor]
+    final_offsets: list[torch.Tensor] | None = None
+    score_logits: list[torch.Tensor] | None = None
+    centerness_logits: list[torch.Tensor] | None = None
+    joint_logits: torch.Tensor | None = None
+
+    @property
+    def pose_offsets(self) -> list[torch.Tensor]:
+        """Of the last stage: the poses to use."""
+        return self.first_offsets if self.final_offsets is None else self.final_offsets

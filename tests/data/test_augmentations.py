@@ -184,10 +184,29 @@ def test_without_people_or_height_the_scale_is_that_of_resize() -> None:
     assert np.linalg.det(as_it_is.get_transform(image, boxes[:0]).matrix[:, :2]) == 1
 
 
+def test_resize_crop_cuts_a_square_out_of_the_resized_image(cfg: CfgNode) -> None:
+    cfg.INPUT.AUGMENTATION, cfg.INPUT.CROP_SIZE, cfg.INPUT.FLIP_PROB = "resize_crop", 80, 0.0
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN = (100,), 150
+    columns = np.broadcast_to(np.arange(128, dtype=np.uint8)[None, :, None], (64, 128, 3))
+    starts = set()
+    for _ in range(12):
+        given = T.AugInput(np.ascontiguousarray(columns))
+        transforms = T.AugmentationList(build_augmentations(cfg, is_train=True))(given)
+        # 64 x 128 becomes 75 x 150, of whose height the square has all.
+        assert given.image.shape == (75, 80, 3)
+        x = transforms.apply_coords(np.array([[64.0, 32.0]]))[0]
+        assert x[1] == 37.5
+        starts.add(75 - x[0])
+        if 0 < x[0] < 80:
+            assert abs(int(given.image[40, int(x[0]), 0]) - 64) <= 1
+    assert len(starts) > 4 and min(starts) >= 0 and max(starts) <= 70
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"AUGMENTATION": "crops"}, r"INPUT\.AUGMENTATION is 'crops'.*resize, crop"),
+        ({"AUGMENTATION": "resize_crop", "CROP_SIZE": 0}, r"INPUT\.CROP_SIZE is 0"),
+        ({"AUGMENTATION": "crops"}, r"INPUT\.AUGMENTATION is 'crops'.*resize, resize_crop, crop"),
         ({"CROP_CENTER": "men"}, r"INPUT\.CROP_CENTER is 'men'.*person, crowd, either"),
         ({"CROP_SIZE": 0}, r"INPUT\.CROP_SIZE is 0"),
         ({"SCALE_FACTOR": (1.2, 0.8)}, r"INPUT\.SCALE_FACTOR is \(1\.2, 0\.8\)"),

@@ -9,14 +9,16 @@ import copy
 from pathlib import Path
 
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from mapper_cases import COCO, cells, drawn, make_mapper, square
+from mapper_cases import COCO, cells, drawn, make_mapper, square, without_mask
 from PIL import Image
 
 from mpn_d2.data import MASK_STRIDE, PoseDatasetMapper
+from mpn_d2.data.augmentations import AffineTransform
 from mpn_d2.structures.ground_truth import gt_boxes
 
 
@@ -178,3 +180,30 @@ def test_bad_images_and_annotations_are_named(tmp_path: Path) -> None:
         ValueError, match=r"drawn\.png .*: a person with \d+ keypoints.*'crowdpose'"
     ):
         make_mapper(skeleton="crowdpose")(record)
+
+
+def test_areas_are_those_of_masks_times_what_the_image_is_enlarged_by(tmp_path: Path) -> None:
+    polygon = square(4, 4, 16, 10)
+    run_lengths = square(4, 4, 16, 10)
+    pixels = np.zeros((24, 32), dtype=np.uint8, order="F")
+    pixels[4:10, 4:16] = 1
+    run_lengths["segmentation"] = mask_util.encode(pixels)
+    two_parts = square(0, 0, 8, 8)
+    # A triangle of 8 square pixels and a square of 4, whatever way round.
+    two_parts["segmentation"] = [[0, 0, 4, 0, 0, 4], [6, 6, 6, 8, 8, 8, 8, 6]]
+    told = square(4, 4, 16, 10, area=50.0)
+    box_alone = without_mask(4, 4, 16, 10)
+    crowd = square(20, 14, 30, 22, iscrowd=1)
+    record = drawn(tmp_path, polygon, crowd, run_lengths, two_parts, told, box_alone)
+    plain = [72.0, 72.0, 12.0, 50.0, 0.53 * 72]
+    for transforms, factor in (
+        ([T.NoOpTransform()], 1.0),
+        ([T.ResizeTransform(24, 32, 48, 96)], 6.0),
+        ([T.RandomFlip(prob=1.0), T.ResizeTransform(24, 32, 12, 16)], 0.25),
+        # Cut off or not, the area is the whole person's.
+        ([T.CropTransform(6, 2, 20, 20)], 1.0),
+        ([AffineTransform(np.array([[0.6, -0.8, 9.0], [0.8, 0.6, 2.0]]) * 1.5, (40, 50))], 2.25),
+    ):
+        areas = make_mapper(*transforms)(record)["instances"].gt_areas
+        expected = torch.tensor(plain) * factor
+        torch.testing.assert_close(areas, expected, rtol=1e-5, atol=1e-4)

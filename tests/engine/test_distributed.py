@@ -28,6 +28,7 @@ from mpn_d2.engine.validation import validation_loss
 
 REPO = Path(__file__).resolve().parents[2]
 DEMO = str(REPO / "configs" / "quick" / "demo.yaml")
+REGRESSION = str(REPO / "configs" / "PoseRegression" / "R_18_small.yaml")
 STAGES = ("keypoint", "person", "assembly")
 ITERATIONS = 20
 # Design 7.8: crops of one size, no batch statistics, no dropout, float32.
@@ -42,9 +43,9 @@ OPTIONS += ["SOLVER.MAX_ITER", str(ITERATIONS), "DATASETS.TEST", "('coco_sample_
 OPTIONS += ["DATALOADER.NUM_WORKERS", "0", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.005"]
 
 
-def config(folder: str, stage: str, options: list[str]):
+def config(folder: str, stage: str, options: list[str], file: str = DEMO):
     options = [*OPTIONS, "OUTPUT_DIR", folder, *options]
-    return stage_config(load_config(DEMO, options), stage, options)
+    return stage_config(load_config(file, options), stage, options)
 
 
 def losses_of(cfg) -> list[dict[str, float]]:
@@ -78,6 +79,9 @@ def runs(folder: str) -> dict:
     ]
     options += ["TEST.DETECTIONS_PER_IMAGE", "3000"]
     found["joint"] = losses_of(config(folder, "joint", options))
+    # Normalised by positive locations, weights of poses and joints, of all processes.
+    options = ["DATASETS.TRAIN", "('coco_sample_train',)", "SOLVER.MAX_ITER", "4"]
+    found["regression"] = losses_of(config(folder, "joint", options, REGRESSION))
     # A chain's last stage through a checkpoint: evaluated and resumed.
     options = [*OPTIONS, "OUTPUT_DIR", folder, "SOLVER.MAX_ITER", "2"]
     cfg = load_config(DEMO, options)
@@ -163,7 +167,7 @@ def one(tmp_path_factory) -> dict:
     return json.loads(json.dumps(runs(str(tmp_path_factory.mktemp("one")))))
 
 
-@pytest.mark.parametrize("run", [*STAGES, "accumulated", "joint"])
+@pytest.mark.parametrize("run", [*STAGES, "accumulated", "joint", "regression"])
 def test_losses_are_those_of_one_process(run, one, two):
     a, b = one[run], two[0][run]
     assert len(a) == len(b) == (ITERATIONS if run in STAGES else 4)

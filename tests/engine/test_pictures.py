@@ -117,3 +117,18 @@ def test_undisturbed_brings_back_modes_generators_and_statistics():
 
 def test_period_zero_draws_nothing(paper_config):
     assert build_picture_hook(paper_config("quick/demo.yaml"), to_events=False) is None
+
+
+def test_pictures_of_poses_without_heatmaps(paper_config):
+    """Annotated people above predicted ones."""
+    register_pose_datasets()
+    cfg = paper_config("PoseRegression/R_18_small.yaml", TINY)
+    model = build_model(cfg).eval()
+    (batch,) = [x for _, x in zip(range(1), PoseTrainer.build_train_loader(cfg))]
+    with torch.no_grad():
+        pictures = draw_batch(model, batch, get_skeleton("coco"), cfg.INPUT.FORMAT)
+    assert len(pictures) == len(batch) == 2
+    for x, (name, picture) in zip(batch, pictures, strict=True):
+        height, width = x["image"].shape[1:]
+        assert str(x["image_id"]) in name
+        assert picture.shape[0] >= 2 * height and picture.shape[1] >= width

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
+from mpn_d2.utils.visualize import track_color
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = str(REPO / "configs" / "quick" / "demo.yaml")
@@ -118,3 +119,23 @@ def test_mistakes_are_named(draw):
         draw("keypoint", 0)
     with pytest.raises(ValueError, match="'nowhere' is not registered"):
         draw("keypoint", 1, dataset="nowhere")
+
+
+def test_locations_of_pose_regression(tool, tmp_path):
+    """People above, below them the locations that learn their poses."""
+    register_pose_datasets()
+    config = str(REPO / "configs" / "PoseRegression" / "quick_overfit_two.yaml")
+    arguments = ["--config-file", config, "--output", str(tmp_path), "--images", "1"]
+    tool.main(tool.parse_args([*arguments, "INPUT.MIN_SIZE_TRAIN", "(128,)"]))
+    (file,) = tmp_path.iterdir()
+    picture = np.asarray(Image.open(file)).astype(int)
+    # Two pictures of one size, one above the other; the lower has discs in the people's colours.
+    assert picture.shape[0] >= 2 * 128
+    (record,) = [
+        r for r in load_pose_dicts("coco_sample_two", is_train=True)
+        if str(r["image_id"]) == file.stem
+    ]  # fmt: skip
+    lower = picture[picture.shape[0] // 2 :]
+    for person in range(len(record["annotations"])):
+        color = [round(255 * c) for c in track_color(person)]
+        assert (lower == color).all(axis=2).sum() > 9, person

@@ -6,6 +6,8 @@ from mpn_d2.modeling.heads.build import (
 from mpn_d2.modeling.heads.heatmap_head import HeatmapHead, HeatmapTargets
 from mpn_d2.modeling.heads.keypoint_heatmap import KeypointSubnet, SingleLevelSubnet
 from mpn_d2.modeling.heads.openpose_channels import OpenPoseSubnet
+from mpn_d2.modeling.heads.pose_regression import PoseOffsetHead
+from mpn_d2.modeling.heads.pose_scoring import OKSFilter, PoseScorer
 from mpn_d2.modeling.heads.tag_head import AssociativeEmbeddingHead
 
 __all__ = [
@@ -16,7 +18,10 @@ __all__ = [
     "HeatmapHead",
     "HeatmapTargets",
     "KeypointSubnet",
+    "OKSFilter",
     "OpenPoseSubnet",
+    "PoseOffsetHead",
+    "PoseScorer",
     "SingleLevelSubnet",
     "build_bottom_up",
     "build_keypoint_heatmap_head",

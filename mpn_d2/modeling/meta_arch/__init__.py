@@ -1,6 +1,7 @@
 from mpn_d2.modeling.meta_arch.associative_embedding import AssociativeEmbedding
 from mpn_d2.modeling.meta_arch.multiposenet import MultiPoseNet
 from mpn_d2.modeling.meta_arch.pose_assembly import PoseAssembly
+from mpn_d2.modeling.meta_arch.pose_regression import PoseRegression
 from mpn_d2.modeling.meta_arch.single_person import SinglePersonNet
 from mpn_d2.modeling.meta_arch.unified_association import RecurrentAssociation
 
@@ -8,6 +9,7 @@ __all__ = [
     "AssociativeEmbedding",
     "MultiPoseNet",
     "PoseAssembly",
+    "PoseRegression",
     "RecurrentAssociation",
     "SinglePersonNet",
 ]

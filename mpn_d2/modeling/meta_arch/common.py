@@ -124,15 +124,16 @@ def require_training_fields(batched_inputs: list[dict]) -> None:
             )
 
 
-def mean_over_processes(count: int, device: torch.device) -> float:
-    """Positive anchors (or people) of all processes, at least 1, per process: the normaliser.
+def mean_over_processes(count: float, device: torch.device, least: float = 1.0) -> float:
+    """Positive anchors (or people, or weights) of all processes, at least `least`, per process: the
+    normaliser.
 
     The mean over processes (DDP) is then what one process finds on the whole batch.
     """
     total, world = torch.tensor(float(count), device=device), comm.get_world_size()
     if world > 1:
         torch.distributed.all_reduce(total)
-    return max(total.item(), 1.0) / world
+    return max(total.item(), least) / world
 
 
 def per_person_of_all_processes(
