@@ -45,3 +45,21 @@ def test_python_prediction(paper_config, tmp_path):
     people = predictor(np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8))
     assert len(people) == 3 and people.person_mask is None
     assert people.keypoints.shape == (3, 17, 3)
+
+
+def test_a_single_person_network_refines_the_people(paper_config, tmp_path):
+    refiner = paper_config("quick/single_person_drawn.yaml")
+    PoseCheckpointer(build_model(refiner), str(tmp_path)).save("refiner")
+    options = ["REFINE.CONFIG", "quick/single_person_drawn.yaml", "REFINE.MERGE", "fill"]
+    options += ["REFINE.WEIGHTS", str(tmp_path / "refiner.pth"), "REFINE.BOX_SCORE_THRESH", "0.0"]
+    # Nothing but a joint or two of each person reaches this.
+    torch.manual_seed(3)
+    plain = build(paper_config, "MODEL.SEQUENCE.TAU", "0.0")
+    image = {"image": torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8)}
+    first = plain([image])[0]["instances"]
+    missing = first.pred_keypoints[..., 2] == 0
+    assert len(first) and missing.any() and not missing.all()
+    torch.manual_seed(3)
+    people = build(paper_config, "MODEL.SEQUENCE.TAU", "0.0", *options)([image])[0]["instances"]
+    assert len(people) == len(first) and (people.pred_keypoints[..., 2] > 0).all()
+    torch.testing.assert_close(people.pred_keypoints[~missing], first.pred_keypoints[~missing])
