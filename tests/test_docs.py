@@ -72,6 +72,13 @@ def test_tables_of_inference_show_the_results():
     assert_shown("inference.md", tool("inference_table").tables(results))
 
 
+def test_table_of_export_shows_the_results():
+    figures = DOCS / "results" / "export.json"
+    if not figures.is_file():
+        pytest.skip("no figures yet: tools/export_table.py makes them")
+    assert_shown("export.md", tool("export_table").tables(json.loads(figures.read_text())))
+
+
 def test_tables_of_pose_regression_show_the_results():
     """Dashes for what was not run yet."""
     path = DOCS / "results" / "pose_regression.json"
