@@ -17,6 +17,7 @@ from detectron2.config import get_cfg
 from mpn_d2.inference_keys import add_inference_keys
 from mpn_d2.rcnn_keys import add_rcnn_keys
 from mpn_d2.regression_keys import add_regression_keys
+from mpn_d2.sequence_keys import add_sequence_keys
 from mpn_d2.speed_keys import add_speed_keys
 
 
@@ -29,6 +30,7 @@ def add_mpn_config(cfg: CN) -> None:
     add_inference_keys(cfg)
     add_rcnn_keys(cfg)
     add_regression_keys(cfg)
+    add_sequence_keys(cfg)
     add_speed_keys(cfg)
     # Configs saved by a newer Detectron2 hold this key; where the installed one lacks it, it is
     # dropped with a warning. (The other way round the default stands.)

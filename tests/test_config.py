@@ -33,6 +33,7 @@ KEY_FILES = (
     "inference_keys.py",
     "rcnn_keys.py",
     "regression_keys.py",
+    "sequence_keys.py",
     "speed_keys.py",
 )
 
@@ -140,6 +141,9 @@ def test_every_config_builds_and_takes_a_step_in_every_stage(config, paper_confi
     options = ["DATASETS.TRAIN", "('coco_sample_train',)", "MODEL.PRN.NODES", "8"]
     options += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "96"]
     options += ["INPUT.CROP_SIZE", "64", "MODEL.FPN.OUT_CHANNELS", "32"]
+    options += ["MODEL.HOURGLASS.WIDTH", "8", "MODEL.HOURGLASS.GROWTH", "4"]
+    options += ["MODEL.SEQUENCE.LSTM1.WIDTH", "16", "MODEL.SEQUENCE.LSTM2.WIDTH", "8"]
+    options += ["MODEL.SEQUENCE.MAX_ITERATIONS", "4"]
     options += ["MODEL.RESNETS.STEM_OUT_CHANNELS", "32", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
     options += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"]
     options += ["MODEL.ROI_MASK_HEAD.CONV_DIM", "16"]

@@ -12,8 +12,15 @@ from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.size_groups import same_in_any_batch
 
 # One small config per system; further systems join here.
-REGRESSION, RCNN = "PoseRegression/R_18_small.yaml", "MultitaskRCNN/quick_overfit_two.yaml"
-SYSTEMS = ["MultiPoseNet/R_18_small.yaml", REGRESSION, RCNN]
+RCNN = "MultitaskRCNN/quick_overfit_two.yaml"
+SYSTEMS = [
+    "MultiPoseNet/R_18_small.yaml",
+    "PoseRegression/R_18_small.yaml",
+    "UnifiedAssociation/AE.yaml",
+    "UnifiedAssociation/unified.yaml",
+    "UnifiedAssociation/quick_crowd.yaml",
+    RCNN,
+]
 # Those that predict a mask of all people together, and masks of people one by one.
 WITH_SEM_SEG = SYSTEMS[:1]
 WITH_MASKS = [RCNN]
@@ -21,6 +28,10 @@ WITH_MASKS = [RCNN]
 SHORT_NAMES = {"loss_cls", "loss_mask", "loss_keypoint"}
 SMALL = ["MODEL.PRN.NODES", "8", "MODEL.ASSEMBLER.BOX_SCORE_THRESH", "0.0"]
 SMALL += ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.005", "TEST.DETECTIONS_PER_IMAGE", "12"]
+SMALL += ["MODEL.HOURGLASS.WIDTH", "8", "MODEL.HOURGLASS.STACKS", "2", "MODEL.PEAKS.THRESH", "0.0"]
+SMALL += ["MODEL.SEQUENCE.LSTM1.WIDTH", "16", "MODEL.SEQUENCE.LSTM2.WIDTH", "8"]
+SMALL += ["MODEL.SEQUENCE.MAX_ITERATIONS", "4", "MODEL.SEQUENCE.OMEGA_TEST", "0.2689"]
+SMALL += ["MODEL.SEQUENCE.TAU", "-1.0", "MODEL.HOURGLASS.GROWTH", "4"]
 SMALL += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.005", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8"]
 SMALL += ["MODEL.ROI_KEYPOINT_HEAD.REFINE", "both"]
 K = 17
@@ -37,7 +48,7 @@ def build(system, paper_config):
 
     def build():
         model = build_model(paper_config(system, SMALL))
-        if system == REGRESSION:
+        if system.startswith("PoseRegression"):
             # Fresh outputs are alike everywhere: which of them come first would be chance.
             for output in (model.head.cls_output, model.head.scorer.conv):
                 torch.nn.init.normal_(output.weight, std=0.3)

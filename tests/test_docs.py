@@ -132,3 +132,11 @@ def test_performance_holds_what_the_design_asks_for():
             assert metrics[f"ratio/{count}/{mode}"] == pytest.approx(own / base)
     for system in ("keypoint_rcnn", "R_50_shared"):
         assert metrics[f"peak_mib/{system}/20/plain"] > 0
+
+
+def test_tables_of_people_one_after_the_other_show_the_results():
+    file = DOCS / "results" / "unified_association.json"
+    if not file.is_file():
+        pytest.skip("nothing measured yet: python tools/train_unified.py")
+    tables = tool("train_unified").tables(json.loads(file.read_text()))
+    assert_shown("unified_association.md", tables)

@@ -44,11 +44,12 @@ ALLOWED = {
     },
     "convert": {"structures", "utils"},
     "cli": {"data", "engine", "utils", "config", "config_files"},
-    "config": {"inference_keys", "rcnn_keys", "regression_keys", "speed_keys"},
+    "config": {"inference_keys", "rcnn_keys", "regression_keys", "sequence_keys", "speed_keys"},
     "config_files": {"config"},
     "inference_keys": set(),
     "rcnn_keys": set(),
     "regression_keys": set(),
+    "sequence_keys": set(),
     "speed_keys": set(),
 }
 SYSTEMS = {

@@ -79,8 +79,13 @@ TEST_KEYS = (
     ("MODEL", "ASSEMBLER", "POSE_SCORE"),
     ("MODEL", "POSE_REGRESSION", "MIN_SCORE"),
     ("MODEL", "POSE_REGRESSION", "TEST_SCORE"),
+    ("MODEL", "SEQUENCE", "OMEGA_TEST"),
+    ("MODEL", "SEQUENCE", "SCORE"),
+    ("MODEL", "SEQUENCE", "SUBCELL"),
     ("OKS_NMS",),
     ("REFINE",),
+    ("TEST", "MULTISCALE"),
+    ("TEST", "REFINE"),
     ("TTA",),
 )
 

@@ -26,6 +26,12 @@ from pycocotools.cocoeval import COCOeval
 
 from mpn_d2.data.annotation_cache import read_json
 from mpn_d2.data.coco_file import check_coco_file, people_only, person_class
+from mpn_d2.evaluation.crowded_people import (
+    COUNT,
+    check_edges,
+    share_of_right_counts,
+    truths_by_overlap,
+)
 from mpn_d2.evaluation.crowding import average_precision, images_by_crowding
 from mpn_d2.evaluation.curves import Curves, curves_of, write_curves
 from mpn_d2.evaluation.mask_results import export_masks, truth_of_masks
@@ -94,6 +100,8 @@ class PoseEvaluator(COCOEvaluator):
         output_dir: str | None = None,
         distributed: bool = True,
         algorithm: str = "mpn_d2",
+        overlap_edges: Sequence[float] = (),
+        count_score: float = -1.0,
     ) -> None:
         """
         Args:
@@ -103,6 +111,10 @@ class PoseEvaluator(COCOEvaluator):
             output_dir: where results are written; None writes none.
             distributed: gather the predictions of all processes.
             algorithm: EVAL.ALGORITHM_NAME, in the names of files for COCO's server.
+            overlap_edges: EVAL.OKS_OVERLAP: "keypoints" also holds the AP of people by how much
+                their pose overlaps another's (see `truths_by_overlap`); () for none.
+            count_score: EVAL.COUNT_SCORE: "keypoints" also holds the share of images with the right
+                number of people of at least that score; below 0: it does not.
 
         Raises:
             ValueError: an unknown task, annotated keypoints that are not K, or a faulty
@@ -120,6 +132,9 @@ class PoseEvaluator(COCOEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         self._algorithm = check_algorithm_name(algorithm)
+        if overlap_edges:
+            check_edges(overlap_edges)
+        self._overlap_edges, self._count_score = tuple(overlap_edges), count_score
         content = _annotations_of(dataset_name, output_dir)
         self._has_truth = content.get("annotations") is not None
         self._dataset_name = dataset_name
@@ -206,7 +221,7 @@ class PoseEvaluator(COCOEvaluator):
             f"{len(results)} predicted"
         )
         wanted = sorted(truth.imgs if img_ids is None else img_ids)
-        scorer = self._scorer(task, truth, _load_results(truth, results), wanted)
+        scorer = self._scorer(task, _load_results(truth, results), wanted, truth)
         self.scorers[task] = scorer
         scorer.summarize()
         # pycocotools says -1 where there is nobody to find.
@@ -215,10 +230,27 @@ class PoseEvaluator(COCOEvaluator):
         if task == "keypoints":
             for name, ids in images_by_crowding(truth.dataset["images"]).items():
                 ids = sorted(set(ids).intersection(wanted))
-                part = self._scorer(task, truth, scorer.cocoDt, ids)
+                part = self._scorer(task, scorer.cocoDt, ids, truth)
                 figures[name] = average_precision(part)
+            figures |= self._crowded_figures(scorer.cocoDt, results, wanted)
         self._logger.info("%s on %s:\n%s", task, self._dataset_name, create_small_table(figures))
         return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+    def _crowded_figures(
+        self, found: COCO, results: list[dict], img_ids: Sequence[int]
+    ) -> dict[str, float]:
+        """By overlap of poses, and of counts, as the options ask."""
+        figures = {}
+        if self._overlap_edges:
+            groups = truths_by_overlap(self._coco_api, self._sigmas, self._overlap_edges)
+            for name, truth in groups.items():
+                part = self._scorer("keypoints", found, img_ids, truth)
+                figures[name] = average_precision(part)
+        if self._count_score >= 0:
+            figures[COUNT] = share_of_right_counts(
+                self._coco_api, results, img_ids, self._count_score
+            )
+        return figures
 
     def curves(self) -> dict[str, Curves]:
         """Recall-precision curves of the last `score_rows()`, of tasks that there is truth for."""
@@ -242,10 +274,12 @@ class PoseEvaluator(COCOEvaluator):
             ", ".join(files) or "nothing, without an output folder",
         )
 
-    def _scorer(self, task: str, truth: COCO, results: COCO, img_ids: Sequence[int]) -> COCOeval:
+    def _scorer(
+        self, task: str, results: COCO, img_ids: Sequence[int], truth: COCO | None = None
+    ) -> COCOeval:
         """pycocotools' evaluation of `results` on these images, accumulated."""
         with contextlib.redirect_stdout(io.StringIO()):
-            scorer = COCOeval(truth, results, task)
+            scorer = COCOeval(truth or self._coco_api, results, task)
             scorer.params.imgIds = list(img_ids)
             if task == "keypoints":
                 scorer.params.kpt_oks_sigmas = self._sigmas
