@@ -40,7 +40,6 @@ READ_ERRORS = (
     OverflowError,
     MemoryError,
     AssertionError,
-    AssertionError,
     struct.error,
 )
 
