@@ -7,7 +7,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from mpn_d2.config import load_config
-from mpn_d2.engine.checkpoint import PoseCheckpointer, read_weights, some_names
+from mpn_d2.engine.checkpoint import PoseCheckpointer, read_settings, read_weights, some_names
 from mpn_d2.modeling.assembly import build_pose_assembler
 from mpn_d2.modeling.assembly.weights import PREFIX, has_weights
 from mpn_d2.utils.files import replaced_when_done
@@ -100,7 +100,7 @@ def save_half(path_in: str, path_out: str) -> None:
         ValueError: no checkpoint, or one without an assembler.
         FileNotFoundError: there is no such file.
     """
-    weights, settings = read_weights(path_in)
+    weights, settings = read_weights(path_in), read_settings(path_in)
     halved = {name: _half(value) for name, value in weights.items() if name.startswith(PREFIX)}
     if not halved:
         raise ValueError(f"checkpoint {path_in} holds no assembler")

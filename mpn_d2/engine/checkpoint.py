@@ -241,25 +241,35 @@ def read_progress(path: str) -> dict[str, Any]:
         raise _unreadable(path, error) from error
 
 
-def read_weights(path: str) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, object]]]:
-    """The named tensors of a .pth checkpoint of ours, on the CPU, and its settings.
-
-    Settings as in modeling/weight_settings.py; empty where the file carries none. The rest of the
-    file is not read.
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """The named tensors of a .pth checkpoint of ours, on the CPU; the rest of it is not read.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a checkpoint.
     """
+    return _read_ours(path)["model"]
+
+
+def read_settings(path: str) -> dict[str, dict[str, object]]:
+    """The settings of a .pth checkpoint (modeling/weight_settings.py); {} where it has none.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint.
+    """
+    return _read_ours(path).get("settings") or {}
+
+
+def _read_ours(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"checkpoint {path} not found")
     try:
         data = read_torch(path, mmap=True)
         _check_weights(data["model"])
-        settings = data.get("settings") or {}
-        if not isinstance(settings, dict):
+        if not isinstance(data.get("settings") or {}, dict):
             raise ValueError("its 'settings' are no table of config keys")
-        return data["model"], settings
+        return data
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
 
