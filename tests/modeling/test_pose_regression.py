@@ -408,6 +408,7 @@ def test_no_candidate_is_an_empty_result(paper_config):
         (["MODEL.RETINANET.IN_FEATURES", "['p3', 'k2']"], r"IN_FEATURES names \['k2'\]"),
         (["MODEL.TRAIN_PARTS", "['person']"], r"TRAIN_PARTS is \['person'\].*pose"),
         (["EVAL.BOX_SOURCE", "gt"], r"EVAL\.BOX_SOURCE is 'gt'"),
+        (["EVAL.HEATMAPS", "True"], r"EVAL\.HEATMAPS.*no heatmaps"),
         (["EVAL.TASKS", "['sem_seg']"], r"EVAL\.TASKS.*no person mask"),
     ],
 )

@@ -279,6 +279,10 @@ def _refuse_other_systems_keys(cfg: CfgNode) -> None:
                 f"EVAL.{key} is {cfg.EVAL[key]!r}: pose regression assembles nothing; set it to "
                 "pred"
             )
+    if cfg.EVAL.HEATMAPS:
+        raise ValueError(
+            "EVAL.HEATMAPS is True (--heatmaps): pose regression has no heatmaps to show"
+        )
     if "sem_seg" in cfg.EVAL.TASKS:
         raise ValueError(
             f"EVAL.TASKS is {list(cfg.EVAL.TASKS)}: pose regression has no person mask; leave "
