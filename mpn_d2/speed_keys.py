@@ -11,7 +11,7 @@ def add_speed_keys(cfg: CN) -> None:
     # How trained networks run, those of ENSEMBLE and REFINE too: plain | fp32 (norms folded into
     # convolutions, levels smoothed before they are upsampled, channels-last) | half (and in
     # SPEED.DTYPE) | fp32_compiled | fastest (both with torch.compile, slow at the first images).
-    # [ours]
+    # Pose regression: plain. [ours]
     cfg.SPEED.MODE = "plain"
     # Number type of half and fastest: auto (float16 on a GPU, bfloat16 on a CPU that computes with
     # it) | bfloat16 | float16 (GPU). Boxes, peaks and people are float32 in every mode. [ours]

@@ -15,13 +15,19 @@ A network that was changed so cannot train any more.
 from __future__ import annotations
 
 import importlib.util
+import os
+import shlex
 import shutil
+import sys
+import sysconfig
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.layers.batch_norm import CycleBatchNormList
+from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -41,12 +47,21 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def check_speed(cfg: CfgNode) -> None:
-    """Raises a ValueError that names the key of a mode that is unknown or not possible here."""
+    """Raises a ValueError that names the key of a mode that is unknown, or not possible on this
+    machine or with this network."""
     speed, device = cfg.SPEED, cfg.MODEL.DEVICE
     if speed.MODE not in MODES:
         raise ValueError(f"SPEED.MODE is {speed.MODE!r}; choose one of {', '.join(MODES)}")
     if speed.DTYPE not in ("auto", *DTYPES):
         raise ValueError(f"SPEED.DTYPE is {speed.DTYPE!r}; choose one of auto, {', '.join(DTYPES)}")
+    name = cfg.MODEL.META_ARCHITECTURE
+    # Others than the registered ones are refused where the network is built.
+    if speed.MODE != "plain" and name in META_ARCH_REGISTRY:
+        kind = META_ARCH_REGISTRY.get(name)
+        if getattr(kind, "reads_images", True) and not hasattr(kind, "dense_modules"):
+            raise ValueError(
+                f"SPEED.MODE is {speed.MODE!r}, and {name} runs in no faster mode: set it to plain"
+            )
     reason = unavailable(speed.MODE, speed.DTYPE, device)
     if reason:
         raise ValueError(
@@ -68,9 +83,24 @@ def unavailable(mode: str, dtype: str, device: str) -> str:
     if "compile" in MODES[mode]:
         if on_gpu and importlib.util.find_spec("triton") is None:
             return "torch.compile needs Triton on a GPU"
-        if not on_gpu and not any(map(shutil.which, ("g++", "clang++", "c++"))):
-            return "torch.compile needs a C++ compiler, and there is no g++ or clang++"
+        if not on_gpu and shutil.which(_cpp_compiler()) is None:
+            return (
+                f"torch.compile needs a C++ compiler, and there is no {_cpp_compiler()} (the "
+                "variable CXX names another)"
+            )
+        headers = Path(sysconfig.get_path("include"))
+        if not (headers / "Python.h").is_file():
+            return (
+                f"torch.compile needs Python's headers, and there is no {headers}/Python.h (Debian "
+                "and Ubuntu: package python3-dev)"
+            )
     return ""
+
+
+def _cpp_compiler() -> str:
+    """The one that PyTorch takes."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    return named[0] if named else "clang++" if sys.platform == "darwin" else "g++"
 
 
 def _cpu_has_bfloat16() -> bool:
@@ -82,7 +112,7 @@ def _cpu_has_bfloat16() -> bool:
 def speed_up(model: nn.Module, cfg: CfgNode) -> nn.Module:
     """A trained network as SPEED.MODE wants it, in evaluation mode; changed in place.
 
-    Networks without convolutions over images (assemblers alone) stay as they are.
+    Networks that read no images (assemblers alone) stay as they are.
 
     Raises:
         ValueError: see `check_speed`.

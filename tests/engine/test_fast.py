@@ -24,12 +24,13 @@ REPO = Path(__file__).resolve().parents[2]
 # Their networks are those of others, to the last layer.
 REPEATS = {"R_50_384", "R_50_608", "R_50_assembler", "R_50_end_to_end", "R_101_best_row", "demo"}
 REPEATS |= {"drawn_coco_v1", "drawn_v1_ablation", "R_18_drawn", "overfit_two_recipe", "demo_r34"}
-# Every other config with convolutions over images.
+# Every other config of a network that has modes.
 WITH_IMAGES = sorted(
     str(path.relative_to(REPO / "configs"))
     for path in (REPO / "configs").rglob("*.yaml")
     if not path.name.startswith(("Base-", "PRN_", "UCR_", "Assembler_"))
     and path.stem not in REPEATS
+    and path.relative_to(REPO / "configs").parts[0] in ("MultiPoseNet", "quick")
 )
 NARROW = [
     *("MODEL.PRN.NODES", "8", "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.KP_SUBNET.D_DIM", "32"),
@@ -252,9 +253,28 @@ def test_modes_that_are_not_possible_are_refused(paper_config, monkeypatch):
     monkeypatch.setattr(fast, "_cpu_has_bfloat16", lambda: False)
     with pytest.raises(ValueError, match="does not compute in bfloat16.*fp32 always is"):
         check_speed(config("SPEED.MODE", "fastest"))
-    monkeypatch.setattr(fast.shutil, "which", lambda name: None)
-    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler"):
+    monkeypatch.setattr(fast.shutil, "which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr(fast.sysconfig, "get_path", lambda name: "/no/headers")
+    with pytest.raises(ValueError, match="there is no /no/headers/Python.h.*python3-dev"):
         check_speed(config("SPEED.MODE", "fp32_compiled"))
+    # PyTorch takes g++ or the one that CXX names, whatever others there are.
+    compilers = {"clang++": "/bin/clang++"}
+    monkeypatch.setattr(fast.shutil, "which", compilers.get)
+    monkeypatch.setattr(fast.sys, "platform", "linux")
+    for variable, name in (("", "g\\+\\+"), ("icpx -fast", "icpx")):
+        monkeypatch.setenv("CXX", variable)
+        with pytest.raises(ValueError, match=f"needs a C\\+\\+ compiler, and there is no {name} "):
+            check_speed(config("SPEED.MODE", "fp32_compiled"))
     # Before hours of training.
     with pytest.raises(ValueError, match="SPEED.MODE"):
         build_inference_model(config("SPEED.MODE", "quick"), "")
+
+
+def test_a_network_without_modes_is_refused_and_not_left_as_it_is(paper_config):
+    def config(name: str, mode: str):
+        return paper_config(name, ["SPEED.MODE", mode])
+
+    check_speed(config("PoseRegression/R_18_small.yaml", "plain"))
+    with pytest.raises(ValueError, match="SPEED.MODE is 'fp32', and PoseRegression runs in no"):
+        build_inference_model(config("PoseRegression/R_18_small.yaml", "fp32"), "")
+    check_speed(config("MultiPoseNet/Assembler_poses.yaml", "fp32"))
