@@ -306,12 +306,14 @@ def pool_people(
         flip_indices: K indices, see Skeleton.
 
     Returns:
-        {"instances", "sem_seg" where the views have it, "heatmaps" of the first view}.
+        {"instances", "sem_seg" and "heatmaps" where the first view has them: the mean mask of
+        those that have one (in an ensemble not every network does), the maps of the first}.
     """
     merged = {"instances": Instances.cat([_placed(r, v, size, flip_indices) for v, r in results])}
     first = results[0][1]
     if "sem_seg" in first:
-        merged["sem_seg"] = _average_masks(results, size)
+        with_masks = [pair for pair in results if "sem_seg" in pair[1]]
+        merged["sem_seg"] = _average_masks(with_masks, size)
     if "heatmaps" in first:
         merged["heatmaps"] = first["heatmaps"]
     return merged

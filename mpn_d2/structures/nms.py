@@ -86,6 +86,7 @@ class BoxSuppression:
             else:
                 factor = torch.exp(-overlap.square() / self.sigma)
             current *= factor
-            current[best] = -1.0
+            # All of them: a copy of a kept box multiplies it by 0, too.
+            current[kept] = -1.0
         index = torch.tensor(kept, dtype=torch.int64, device=scores.device)
         return index, torch.tensor(values, dtype=scores.dtype, device=scores.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -49,3 +51,25 @@ def test_views_need_pooling(paper_config, weights):
     alone = build_inference_model(paper_config(CONFIG, [*SMALL, "OKS_NMS.MODE", "soft"]), weights)
     image = torch.randint(0, 255, (3, 70, 64), dtype=torch.uint8)
     assert alone([{"image": image}])[0]["instances"].image_size == (70, 64)
+
+
+@pytest.mark.parametrize("main", ["MultiPoseNet/R_18_small.yaml", CONFIG])
+def test_an_ensemble_of_both_systems(paper_config, weights, tmp_path, main):
+    """People of both are pooled; the mask is that of the networks that have one."""
+    configs = Path(__file__).resolve().parents[2] / "configs"
+    other = "MultiPoseNet/R_18_small.yaml"
+    PoseCheckpointer(build_pose_model(paper_config(other)), str(tmp_path)).save("other")
+    files = {CONFIG: weights, other: str(tmp_path / "other.pth")}
+    (member,) = set(files) - {main}
+    options = [*SMALL, "TTA.FUSION", "poses", "OKS_NMS.MODE", "hard", "ENSEMBLE.CONFIGS"]
+    options += [str([str(configs / member)]), "ENSEMBLE.WEIGHTS", str([files[member]])]
+    cfg = paper_config(main, options)
+    image = {"image": torch.randint(0, 255, (3, 90, 130), dtype=torch.uint8)}
+    (result,) = build_inference_model(cfg, files[main])([image])
+    one = paper_config(main, [*SMALL, "OKS_NMS.MODE", "hard"])
+    alone = build_inference_model(one, files[main])([image])[0]
+    assert len(result["instances"]) > 0
+    assert ("sem_seg" in result) == (main == other)
+    if main == other:
+        assert result["sem_seg"].shape == (2, 90, 130)
+        torch.testing.assert_close(result["sem_seg"], alone["sem_seg"], atol=1e-4, rtol=0)

@@ -392,10 +392,23 @@ def test_no_candidate_is_an_empty_result(paper_config):
         ([KEYS + "TRAIN_PSM", "False"], r"TEST_SCORE psm needs .*TRAIN_PSM"),
         ([KEYS + "TEST_SCORE", "centerness"], r"centerness needs .*TRAIN_CENTERNESS"),
         ([KEYS + "FILTER.THRESH", "1.1"], r"FILTER\.THRESH is 1\.1"),
+        (
+            [KEYS + "NUM_STAGES", "1", KEYS + "FILTER.ENABLED", "False", KEYS + "TRAIN_PSM"]
+            + ["False", KEYS + "TEST_SCORE", "cls"],
+            r"ALIGN\.MODE map has nothing to align",
+        ),
+        ([KEYS + "HEATMAP.DIM", "0"], r"HEATMAP\.DIM is 0"),
+        ([KEYS + "MIN_SCORE", "2.0"], r"MIN_SCORE is 2\.0"),
+        ([KEYS + "LOSS.PSM_WEIGHT", "-1.0"], r"LOSS\.PSM_WEIGHT is -1\.0"),
+        ([KEYS + "LOSS.SMOOTH_L1_BETA", "-0.1"], r"LOSS\.SMOOTH_L1_BETA is -0\.1"),
+        (["MODEL.RETINANET.NUM_CONVS", "-1"], r"NUM_CONVS is -1"),
+        (["MODEL.RETINANET.IN_FEATURES", "['p4', 'p3']"], r"strides \[16, 8\].*fine to coarse"),
+        (["MODEL.RETINANET.IN_FEATURES", "[]"], r"IN_FEATURES is \[\].*fine to coarse"),
         (["MODEL.RETINANET.PRIOR_PROB", "0.0"], r"PRIOR_PROB is 0\.0"),
         (["MODEL.RETINANET.IN_FEATURES", "['p3', 'k2']"], r"IN_FEATURES names \['k2'\]"),
         (["MODEL.TRAIN_PARTS", "['person']"], r"TRAIN_PARTS is \['person'\].*pose"),
         (["EVAL.BOX_SOURCE", "gt"], r"EVAL\.BOX_SOURCE is 'gt'"),
+        (["EVAL.HEATMAPS", "True"], r"EVAL\.HEATMAPS.*no heatmaps"),
         (["EVAL.TASKS", "['sem_seg']"], r"EVAL\.TASKS.*no person mask"),
     ],
 )

@@ -68,6 +68,16 @@ def test_worked_example():
     assert BoxSuppression("hard", 0.4)(boxes, scores, 99)[0].tolist() == [0, 1, 2]
 
 
+def test_a_copy_does_not_bring_its_original_back():
+    """Also where a score lowered to 0 stays."""
+    boxes = torch.tensor([[0.0, 0, 10, 10]]).repeat(3, 1)
+    index, lowered = BoxSuppression("soft_linear", 0.3, min_score=0.0)(
+        boxes, torch.tensor([0.9, 0.6, 0.5]), 9
+    )
+    assert index.tolist() == [0, 1, 2]
+    torch.testing.assert_close(lowered, torch.tensor([0.9, 0.0, 0.0]))
+
+
 def test_hard_is_torchvisions():
     boxes, scores = some_boxes(60)
     index, same = BoxSuppression("hard", 0.4)(boxes, scores, 7)

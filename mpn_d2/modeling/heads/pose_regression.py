@@ -79,6 +79,13 @@ class PoseOffsetHead(nn.Module):
             raise ValueError(
                 "MODEL.POSE_REGRESSION.ALIGN.CLS needs an alignment, but ALIGN.MODE is none"
             )
+        if alignment != "none" and num_stages == 1 and not scoring and not align_cls:
+            raise ValueError(
+                f"MODEL.POSE_REGRESSION.ALIGN.MODE {alignment} has nothing to align: set it to "
+                "none, or NUM_STAGES 2, TRAIN_PSM True or ALIGN.CLS True"
+            )
+        if num_convs < 0:
+            raise ValueError(f"MODEL.RETINANET.NUM_CONVS is {num_convs}: 0 or more is needed")
         if not 0 < prior_prob < 1:
             raise ValueError(
                 f"MODEL.RETINANET.PRIOR_PROB is {prior_prob}: a probability between 0 and 1 is "
@@ -113,6 +120,11 @@ class PoseOffsetHead(nn.Module):
     def from_config(cls, cfg: CfgNode, input_shape: list[ShapeSpec]) -> PoseOffsetHead:
         """The head that MODEL.POSE_REGRESSION means, on levels of the given shapes."""
         keys = cfg.MODEL.POSE_REGRESSION
+        if keys.HEATMAP.ENABLED and keys.HEATMAP.DIM < 1:
+            raise ValueError(
+                f"MODEL.POSE_REGRESSION.HEATMAP.DIM is {keys.HEATMAP.DIM}: at least 1 is needed "
+                "(no branch: HEATMAP.ENABLED False)"
+            )
         return cls(
             input_shape=input_shape,
             num_keypoints=get_skeleton(cfg.MODEL.SKELETON).num_keypoints,

@@ -110,7 +110,18 @@ class PoseRegression(FCOS):
                 f"MODEL.RETINANET.IN_FEATURES names {missing}, which the backbone does not have; "
                 f"it has {list(shapes)}"
             )
+        strides = [shapes[name].stride for name in names]
+        if not strides or strides != sorted(set(strides)):
+            raise ValueError(
+                f"MODEL.RETINANET.IN_FEATURES is {list(names)}, of strides {strides}: levels from "
+                "fine to coarse are needed"
+            )
         keys = cfg.MODEL.POSE_REGRESSION
+        if not 0 <= keys.MIN_SCORE <= 1:
+            raise ValueError(
+                f"MODEL.POSE_REGRESSION.MIN_SCORE is {keys.MIN_SCORE}: a score from 0 to 1 is "
+                "needed"
+            )
         return {
             "train_parts": cfg.MODEL.TRAIN_PARTS,
             "pose_losses": PoseRegressionLosses.from_config(cfg),
@@ -268,6 +279,10 @@ def _refuse_other_systems_keys(cfg: CfgNode) -> None:
                 f"EVAL.{key} is {cfg.EVAL[key]!r}: pose regression assembles nothing; set it to "
                 "pred"
             )
+    if cfg.EVAL.HEATMAPS:
+        raise ValueError(
+            "EVAL.HEATMAPS is True (--heatmaps): pose regression has no heatmaps to show"
+        )
     if "sem_seg" in cfg.EVAL.TASKS:
         raise ValueError(
             f"EVAL.TASKS is {list(cfg.EVAL.TASKS)}: pose regression has no person mask; leave "

@@ -6,6 +6,7 @@ image, K keypoint types.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -40,7 +41,7 @@ class PoseRegressionLosses:
         focal_alpha, focal_gamma: see `focal_loss_sum`.
 
     Raises:
-        ValueError: an unknown score_target.
+        ValueError: an unknown score_target, a weight or beta below 0.
     """
 
     sigmas: tuple[float, ...]
@@ -59,6 +60,12 @@ class PoseRegressionLosses:
                 f"MODEL.POSE_REGRESSION.PSM.TARGET is {self.score_target!r}; choose one of "
                 + ", ".join(SCORE_TARGETS)
             )
+        values = {f"{name.upper()}_WEIGHT": weight for name, weight in self.weights.items()}
+        for key, value in {**values, "SMOOTH_L1_BETA": self.smooth_l1_beta}.items():
+            if not 0 <= value < math.inf:
+                raise ValueError(
+                    f"MODEL.POSE_REGRESSION.LOSS.{key} is {value}: 0 or more is needed"
+                )
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> PoseRegressionLosses:
