@@ -31,7 +31,7 @@ endif
 RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PY)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo synthetic ablation regression assembly inference performance test lint clean
+.PHONY: help setup demo synthetic ablation regression assembly inference performance unified test lint clean
 
 help:
 	@echo 'make setup      the environment ($(VENV)): torch, Detectron2, mpn_d2; repeating is quick'
@@ -42,6 +42,7 @@ help:
 	@echo 'make assembly   every assembler trained from annotations, figures into docs/ (hours; goes on)'
 	@echo 'make inference  what flip, scales, crops, ensemble ... are worth, figures into docs/ (hours)'
 	@echo 'make performance  speed against Keypoint R-CNN, AP of every SPEED.MODE, into docs/ (hours)'
+	@echo 'make unified    the recurrent decoder on drawn crowds, figures into docs/ (hours; ROWS=1: rows)'
 	@echo 'make test       all tests, on CPU (ARGS="..." goes to pytest)'
 	@echo 'make lint       ruff: format and rules'
 	@echo 'make clean      remove output, caches and build folders, not the environment'
@@ -101,6 +102,11 @@ inference: setup
 performance: setup
 	OMP_NUM_THREADS=$(DEMO_THREADS) $(RUN) tools/performance.py --runs "$(MPN_RUNS)" \
 	  $(if $(ONLY),--only $(ONLY))
+
+# After make synthetic, whose network is the base. ROWS=1 for the table of switches.
+unified: setup
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(RUN) tools/train_unified.py --runs "$(MPN_RUNS)" \
+	  $(if $(ROWS),--rows)
 
 test: setup
 	$(RUN) -m pytest -q -rs -n $(JOBS) --dist loadfile $(ARGS)

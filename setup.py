@@ -30,10 +30,11 @@ REQUIREMENTS = [
 
 EXTRAS = {
     "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6"],
-    # Weights in HDF5 files (tools/convert_checkpoint.py); the tests need it, too.
+    # Files for other runtimes (tools/export_model.py).
+    "export": ["onnx>=1.17", "onnxruntime>=1.20"],
+    # Weights in HDF5 files (tools/convert_checkpoint.py); the tests need both.
     "convert": ["h5py>=3.10"],
     # The code behind these comes with later releases; not part of constraints.txt yet.
-    "export": ["onnx>=1.17", "onnxruntime>=1.20"],
     "backbones": ["timm>=1.0"],
     "docs": ["mkdocs>=1.6,<2"],
 }

@@ -15,7 +15,9 @@ from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
 from mpn_d2.inference_keys import add_inference_keys
+from mpn_d2.rcnn_keys import add_rcnn_keys
 from mpn_d2.regression_keys import add_regression_keys
+from mpn_d2.sequence_keys import add_sequence_keys
 from mpn_d2.speed_keys import add_speed_keys
 
 
@@ -26,7 +28,9 @@ def add_mpn_config(cfg: CN) -> None:
     _add_data_keys(cfg)
     _add_engine_keys(cfg)
     add_inference_keys(cfg)
+    add_rcnn_keys(cfg)
     add_regression_keys(cfg)
+    add_sequence_keys(cfg)
     add_speed_keys(cfg)
     # Configs saved by a newer Detectron2 hold this key; where the installed one lacks it, it is
     # dropped with a warning. (The other way round the default stands.)
@@ -337,7 +341,8 @@ def _add_data_keys(cfg: CN) -> None:
     cfg.EVAL.BOX_SOURCE = "pred"
     # With gt boxes: leave out crowds and people without keypoints. [review: off]
     cfg.EVAL.GT_BOX_FILTER = False
-    # Tasks scored in one run: bbox, keypoints, sem_seg.
+    # Tasks scored in one run: bbox, segm (masks of people one by one), keypoints, sem_seg (the
+    # mask of all people together).
     cfg.EVAL.TASKS = ["bbox", "keypoints", "sem_seg"]
 
 

@@ -69,6 +69,12 @@ def _add_evaluation_keys(cfg: CN) -> None:
     # `--eval-only` also prints keypoint AP with annotated boxes or keypoints in the place of the
     # predicted ones, all four pairs. [paper: its table of errors]
     cfg.EVAL.ERROR_BUDGET = False
+    # Keypoint AP by how much a pose overlaps another annotated one, too: rising bounds of the OKS
+    # between them, above 0 and below 1 ([0.1, 0.3]); [] for none. [ours]
+    cfg.EVAL.OKS_OVERLAP = []
+    # Share of images with as many people of at least that score as are annotated, too; below 0: it
+    # is not counted. [ours]
+    cfg.EVAL.COUNT_SCORE = -1.0
     # A pixel is a person's where the person mask is over this, 0 to 1. [spec section 10: 0.5]
     cfg.EVAL.MASK_THRESH = 0.5
     # Name in the files for COCO's evaluation server, which datasets without annotations get

@@ -28,7 +28,14 @@ CONFIGS = sorted(
     for p in (REPO / "configs").rglob("*.yaml")
     if not p.name.startswith("Base-")
 )
-KEY_FILES = ("config.py", "inference_keys.py", "regression_keys.py", "speed_keys.py")
+KEY_FILES = (
+    "config.py",
+    "inference_keys.py",
+    "rcnn_keys.py",
+    "regression_keys.py",
+    "sequence_keys.py",
+    "speed_keys.py",
+)
 
 
 def leaves(node: CfgNode, prefix: str = "") -> list[str]:
@@ -134,7 +141,13 @@ def test_every_config_builds_and_takes_a_step_in_every_stage(config, paper_confi
     options = ["DATASETS.TRAIN", "('coco_sample_train',)", "MODEL.PRN.NODES", "8"]
     options += ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "96"]
     options += ["INPUT.CROP_SIZE", "64", "MODEL.FPN.OUT_CHANNELS", "32"]
+    options += ["MODEL.HOURGLASS.WIDTH", "8", "MODEL.HOURGLASS.GROWTH", "4"]
+    options += ["MODEL.SEQUENCE.LSTM1.WIDTH", "16", "MODEL.SEQUENCE.LSTM2.WIDTH", "8"]
+    options += ["MODEL.SEQUENCE.MAX_ITERATIONS", "4"]
     options += ["MODEL.RESNETS.STEM_OUT_CHANNELS", "32", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+    options += ["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "MODEL.ROI_BOX_HEAD.FC_DIM", "16"]
+    options += ["MODEL.ROI_MASK_HEAD.CONV_DIM", "16"]
+    options += ["MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16, 16)"]
     groups = paper_config(config).MODEL.RESNETS.NUM_GROUPS
     options += ["MODEL.RESNETS.WIDTH_PER_GROUP", str(32 // groups)]
     cfg = paper_config(config, options)
@@ -143,6 +156,8 @@ def test_every_config_builds_and_takes_a_step_in_every_stage(config, paper_confi
         options += ["MODEL.RESNETS.NORM", "GN"]
         cfg = paper_config(config, options)
     dicts = load_pose_dicts("coco_sample_train", is_train=True)[2:4]
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        return _take_a_step(stage_config(cfg, "joint", options), dicts)
     stages = set(cfg.STAGES.ORDER)
     # A part by itself has nothing to train jointly with.
     for stage in sorted(stages if len(stages) == 1 else stages | {"joint"}):
@@ -164,7 +179,12 @@ def _take_a_step(cfg: CfgNode, dicts: list[dict]) -> None:
     before = {n: t.clone() for n, t in model.state_dict().items()}
     with EventStorage():
         losses = model(inputs)
-    assert {name.split("_")[1] for name in losses} == set(cfg.MODEL.TRAIN_PARTS)
+    if cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+        # Exactly the heads that are on, by Detectron2's names.
+        expected = {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_keypoint"}
+        assert set(losses) == expected | ({"loss_mask"} if cfg.MODEL.MASK_ON else set())
+    else:
+        assert {name.split("_")[1] for name in losses} == set(cfg.MODEL.TRAIN_PARTS)
     assert all(torch.isfinite(v) for v in losses.values())
     sum(losses.values()).backward()
     optimizer.step()

@@ -72,6 +72,25 @@ def test_tables_of_inference_show_the_results():
     assert_shown("inference.md", tool("inference_table").tables(results))
 
 
+def test_tables_of_the_rcnn_show_the_results():
+    """Empty until the networks are trained."""
+    file = DOCS / "results" / "multitask_rcnn.json"
+    results = json.loads(file.read_text()) if file.is_file() else {}
+    found = tool("train_rcnn").tables(results)
+    if found:
+        assert_shown("multitask_rcnn.md", found)
+    text = (DOCS / "multitask_rcnn.md").read_text()
+    for name in {"networks", "rows"} - set(found):
+        assert f"<!-- table {name} -->\n<!-- end {name} -->" in text
+
+
+def test_table_of_export_shows_the_results():
+    figures = DOCS / "results" / "export.json"
+    if not figures.is_file():
+        pytest.skip("no figures yet: tools/export_table.py makes them")
+    assert_shown("export.md", tool("export_table").tables(json.loads(figures.read_text())))
+
+
 def test_tables_of_pose_regression_show_the_results():
     """Dashes for what was not run yet."""
     path = DOCS / "results" / "pose_regression.json"
@@ -113,3 +132,11 @@ def test_performance_holds_what_the_design_asks_for():
             assert metrics[f"ratio/{count}/{mode}"] == pytest.approx(own / base)
     for system in ("keypoint_rcnn", "R_50_shared"):
         assert metrics[f"peak_mib/{system}/20/plain"] > 0
+
+
+def test_tables_of_people_one_after_the_other_show_the_results():
+    file = DOCS / "results" / "unified_association.json"
+    if not file.is_file():
+        pytest.skip("nothing measured yet: python tools/train_unified.py")
+    tables = tool("train_unified").tables(json.loads(file.read_text()))
+    assert_shown("unified_association.md", tables)

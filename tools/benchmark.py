@@ -64,6 +64,12 @@ Part `inference`; weights may be random:
   mirrored view, in turns;
 - peak_mib/tiling_4000x3000: memory of a process that sees a photograph of that size whole and in
   4 x 4 overlapping parts, mirrored too.
+
+    python tools/benchmark.py --config-file configs/MultitaskRCNN/R_50_multi_RB_H.yaml \
+        --part heads --output docs/results/benchmark_heads.json
+
+Part `heads`, random weights: heads/seconds/<refinement>/20, the keypoint head of an R-CNN, from the
+features of 20 boxes to poses, and heads/ratio/<refinement>/20, to the unrefined head.
 """
 
 from __future__ import annotations
@@ -87,6 +93,7 @@ from mpn_d2.engine.data_speed import measure_data
 from mpn_d2.engine.fast import MODES
 from mpn_d2.engine.inference_speed import measure_inference
 from mpn_d2.engine.pipeline_speed import Settings, measure_pipeline
+from mpn_d2.engine.rcnn_speed import measure_heads
 from mpn_d2.engine.speed_reference import NAMES
 from mpn_d2.utils.results import write_results
 from mpn_d2.utils.speed_plot import plot_speed
@@ -221,11 +228,17 @@ def of_all(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float | None]:
     return {name: value for part in parts for name, value in part(args, cfg).items()}
 
 
+def of_heads(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
+    """The figures of part `heads`, see the head of this file."""
+    return measure_heads(cfg, repeats=args.repeats)
+
+
 PARTS = {
     "pipeline": of_pipeline,
     "data": of_data,
     "assembly": of_assembly,
     "inference": of_views,
+    "heads": of_heads,
     "all": of_all,
 }
 

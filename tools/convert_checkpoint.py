@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,7 +23,7 @@ import torch
 from mpn_d2.config import load_config
 from mpn_d2.config_files import config_file
 from mpn_d2.convert import SOURCES, convert
-from mpn_d2.convert.moving import Converted
+from mpn_d2.convert.moving import Converted, State
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import some_names
 from mpn_d2.engine.cli import run_command
@@ -52,13 +53,19 @@ def main(args: argparse.Namespace) -> None:
         raise ValueError(f"--output {args.output}: a name that ends in .pth is needed")
     if os.path.realpath(args.output) == os.path.realpath(args.input):
         raise ValueError(f"--output {args.output} is the input: name another file")
+    fit = SOURCES[args.source].fit
+    if fit and not args.config_file:
+        raise ValueError(
+            f"--from {args.source} needs --config-file: what the weights become depends on the "
+            "network that they are meant for"
+        )
     state = read_foreign_weights(args.input)
     try:
         done = convert(args.source, state)
     except ValueError as error:
         raise ValueError(f"{args.input}: {error}") from error
     if args.config_file:
-        check_fit(done, config_file(args.config_file), args.output)
+        check_fit(done, config_file(args.config_file), args.output, fit)
     content = {
         "model": done.weights,
         "settings": done.settings,
@@ -69,12 +76,17 @@ def main(args: argparse.Namespace) -> None:
     report(done, args.output)
 
 
-def check_fit(done: Converted, path: str, output: str) -> None:
-    """Raises a ValueError where a network of a config has no place for some of the weights."""
+def check_fit(
+    done: Converted, path: str, output: str, fit: Callable[[State, State], State] | None = None
+) -> None:
+    """Raises a ValueError where a network of a config has no place for some of the weights, after
+    `fit` has made them that network's, if there is one."""
     cfg = load_config(path, ["MODEL.DEVICE", "meta", "MODEL.ASSEMBLER.WEIGHTS", ""])
     check_settings(done.settings, done.weights, cfg, output)
     with torch.device("meta"):  # shapes alone
         model = build_pose_model(cfg)
+    if fit:
+        done.weights = fit(done.weights, model.state_dict())
     shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     problems = []
     for name, tensor in done.weights.items():

@@ -50,6 +50,14 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="coco, crowdpose, mpii or a YAML file: gives the sigmas of OKS (default: coco)",
     )
     add(
+        "--oks-overlap",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="B",
+        help="keypoint AP by the OKS between people, too: rising bounds, e.g. 0.1 0.3",
+    )
+    add(
         "--curves",
         metavar="PNG|DIR",
         help="recall-precision curves, numbers in a JSON beside them; in a folder, a file a task",
@@ -62,7 +70,11 @@ def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
     check_arguments(args)
     evaluator, found = load_results(
-        args.results, args.annotations, get_skeleton(args.skeleton), args.tasks
+        args.results,
+        args.annotations,
+        get_skeleton(args.skeleton),
+        args.tasks,
+        overlap_edges=args.oks_overlap,
     )
     truth = evaluator.truth
     if not truth.anns:

@@ -87,13 +87,14 @@ def create(environment: Path) -> None:
 
 
 def requirements() -> list[str]:
-    """What mpn_d2 and its tests need, from setup.py."""
+    """What mpn_d2, all of its tools and its tests need, from setup.py."""
     # In a process of its own: setup.py imports setuptools, which may have been replaced just now.
     code = """if True:
         import json, runpy
         lists = runpy.run_path("setup.py", run_name="lists")
         needed = lists["REQUIREMENTS"] + lists["opencv_requirement"]()
-        needed += lists["EXTRAS"]["test"] + lists["EXTRAS"]["convert"]
+        for extra in ("test", "convert", "export"):
+            needed += lists["EXTRAS"][extra]
         print(json.dumps(needed))"""
     command = [sys.executable, "-c", code]
     return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)

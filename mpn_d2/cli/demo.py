@@ -72,7 +72,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--track", action="store_true", help="in videos, give people numbers and colours that stay"
     )
     parser.add_argument("--no-boxes", action="store_true", help="draw no boxes and scores")
-    parser.add_argument("--no-mask", action="store_true", help="draw no person mask")
+    parser.add_argument("--no-mask", action="store_true", help="draw no masks")
     parser.add_argument(
         "--keypoint-threshold",
         type=float,

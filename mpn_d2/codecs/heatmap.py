@@ -156,30 +156,57 @@ def decode_heatmaps(
         scores the same wherever in its cell it lies (up to 8 % less between cells at sigma 7,
         stride 4), clipped at 1 as a linear output may exceed its target.
     """
-    num_images, _, height, width = maps.shape
+    limits = None
+    if image_sizes is not None:
+        limits = torch.tensor([tuple(s) for s in image_sizes], device=maps.device)
+    points, scores = peak_table(maps, stride, thresh, max_per_type, limits)
+    found = scores > 0
+    types = torch.arange(maps.shape[1], device=maps.device)[:, None].expand(found.shape[1:])
+    return [
+        Candidates(of_image[there], types[there], values[there])
+        for of_image, values, there in zip(points, scores, found, strict=True)
+    ]
+
+
+def peak_table(
+    maps: torch.Tensor,
+    stride: int,
+    thresh: float,
+    max_per_type: int,
+    limits: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The peaks of `decode_heatmaps` as tensors of fixed shape, M = max_per_type of each type.
+
+    Args:
+        maps, stride, thresh, max_per_type: as there.
+        limits: (N, 2) height and width of the images in pixels, None for none.
+
+    Returns:
+        (N, K, M, 2) points and (N, K, M) scores, the highest first; 0 where there is no peak.
+    """
+    num_images, num_types, _, width = maps.shape
     maps = maps.float()
     is_peak = (maps > thresh) & _is_local_maximum(maps)
-    if image_sizes is not None:
-        is_peak &= _cells_inside(image_sizes, (height, width), stride, maps.device)[:, None]
-    flat = torch.where(is_peak, maps, maps.new_tensor(-math.inf)).flatten(2)
-    values, cells = flat.topk(min(max_per_type, height * width), dim=2)
-    image, types, rank = torch.nonzero(values > -math.inf, as_tuple=True)
-    cells = cells[image, types, rank]
+    if limits is not None:
+        is_peak = is_peak & _cells_inside(limits, maps, stride)[:, None]
+    flat = torch.where(is_peak, maps, -math.inf).flatten(2)
+    # M further places, so that there are always M to take.
+    flat = torch.cat([flat, flat.new_full((num_images, num_types, max_per_type), -math.inf)], dim=2)
+    values, cells = flat.topk(max_per_type, dim=2)
+    found = values > -math.inf
+    cells = torch.where(found, cells, 0)
     rows, columns = cells // width, cells % width
+    image = torch.arange(num_images, device=maps.device)[:, None, None]
+    types = torch.arange(num_types, device=maps.device)[:, None]
     offset_x, rise_x = _log_parabola(maps, image, types, rows, columns, axis=1)
     offset_y, rise_y = _log_parabola(maps, image, types, rows, columns, axis=0)
-    points = torch.stack([columns + 0.5 + offset_x, rows + 0.5 + offset_y], dim=1) * stride
-    if image_sizes is not None:
-        limits = torch.tensor([tuple(s)[::-1] for s in image_sizes], device=maps.device)
-        points = torch.minimum(points, limits[image].to(points))
-    scores = (values[image, types, rank] * (rise_x + rise_y).exp()).clamp(max=1)
-    order = torch.argsort(scores, descending=True, stable=True)
-    order = order[torch.argsort((image * maps.shape[1] + types)[order], stable=True)]
-    points, scores, image, types = points[order], scores[order], image[order], types[order]
-    return [
-        Candidates(points[image == n], types[image == n], scores[image == n])
-        for n in range(num_images)
-    ]
+    points = torch.stack([columns + 0.5 + offset_x, rows + 0.5 + offset_y], dim=3) * stride
+    if limits is not None:
+        points = torch.minimum(points, limits.flip(1)[:, None, None].to(points))
+    scores = (values * (rise_x + rise_y).exp()).clamp(max=1)
+    scores, order = torch.where(found, scores, 0.0).sort(dim=2, descending=True, stable=True)
+    points = points.gather(2, order[..., None].expand(-1, -1, -1, 2))
+    return torch.where((scores > 0)[..., None], points, 0.0), scores
 
 
 def _is_local_maximum(maps: torch.Tensor) -> torch.Tensor:
@@ -207,13 +234,14 @@ def decode_highest(
         (N, K, 3) float32 x, y in network-input pixels and score in (0, 1]; a map that is nowhere
         above 0 has the least score.
     """
-    num_images, num_types, height, width = maps.shape
+    num_images, num_types, _, width = maps.shape
     if num_images == 0:
         return maps.new_zeros((0, num_types, 3), dtype=torch.float32)
     maps = maps.float()
     shown = maps
     if image_sizes is not None:
-        inside = _cells_inside(image_sizes, (height, width), stride, maps.device)[:, None]
+        limits = torch.tensor([tuple(s) for s in image_sizes], device=maps.device)
+        inside = _cells_inside(limits, maps, stride)[:, None]
         shown = torch.where(inside, maps, -math.inf)
     values, cells = shown.flatten(2).max(dim=2)
     grid = torch.meshgrid(
@@ -228,20 +256,17 @@ def decode_highest(
     points = torch.stack([columns + 0.5 + x, rows + 0.5 + y], dim=1) * stride
     points = points.view(num_images, num_types, 2)
     if image_sizes is not None:
-        limits = torch.tensor([tuple(s)[::-1] for s in image_sizes], device=maps.device)
-        points = torch.minimum(points, limits[:, None].to(points))
+        points = torch.minimum(points, limits.flip(1)[:, None].to(points))
     scores = values * (rise_x + rise_y).exp().view_as(values)
     scores = scores.clamp(LEAST_SCORE, 1)
     return torch.cat([points, scores[..., None]], dim=2)
 
 
-def _cells_inside(
-    image_sizes: list[tuple[int, int]], size: tuple[int, int], stride: int, device: torch.device
-) -> torch.Tensor:
-    """(N, H, W) bool: part of the cell lies inside the image."""
-    limits = torch.tensor([tuple(s) for s in image_sizes], device=device)
-    rows = torch.arange(size[0], device=device) * stride
-    columns = torch.arange(size[1], device=device) * stride
+def _cells_inside(limits: torch.Tensor, maps: torch.Tensor, stride: int) -> torch.Tensor:
+    """(N, H, W) bool: part of the cell of maps (N, K, H, W) lies inside the image; limits (N, 2)
+    are its height and width."""
+    rows = torch.arange(maps.shape[2], device=maps.device) * stride
+    columns = torch.arange(maps.shape[3], device=maps.device) * stride
     return (rows < limits[:, :1])[:, :, None] & (columns < limits[:, 1:])[:, None, :]
 
 
@@ -253,8 +278,9 @@ def _log_parabola(
     columns: torch.Tensor,
     axis: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of peaks along an axis (0 rows, 1 columns): the offset (J,) in [-0.5, 0.5] cells of the
-    parabola's top, and how much higher (log, at least 0) it is there than at the cell's centre."""
+    """Of peaks along an axis (0 rows, 1 columns): the offset in [-0.5, 0.5] cells of the parabola's
+    top, and how much higher (log, at least 0) it is there than at the cell's centre. The indices
+    are of any shapes that go together."""
     index = rows if axis == 0 else columns
     last = maps.shape[2 + axis] - 1
     if last < 2:
@@ -275,6 +301,7 @@ def _log_parabola(
     # From the cell's centre to the offset, below the top at `gap`. At most what a Gaussian of one
     # cell rises within half a cell: sharper peaks are noise.
     gap = top + shift
-    rise = -0.5 * curvature * (gap.square() - (gap - offset).square())
+    # gap^2 - (gap - offset)^2, in which the squares of a flat top, far away, would cancel out.
+    rise = -0.5 * curvature * offset * (2 * gap - offset)
     rise = rise.clamp(max=_MOST_RISE)
     return offset, rise

@@ -41,7 +41,7 @@ def points_to_cells(
     Returns:
         (B, ..., 2) int64 column, row. Float64 inside: a point on a cell edge stays on its side.
     """
-    lead = (len(boxes),) + (1,) * (points.ndim - 2) + (2,)
+    lead = (boxes.shape[0],) + (1,) * (points.ndim - 2) + (2,)
     corner = boxes.double()[:, :2].view(lead)
     position = (points.double() - corner) * box_scales(boxes, size).view(lead)
     height, width = size
@@ -54,7 +54,7 @@ def cells_to_points(
     cells: torch.Tensor, boxes: torch.Tensor, size: tuple[int, int]
 ) -> torch.Tensor:
     """Centres of cells: (B, ..., 2) column, row to (B, ..., 2) x, y in the frame of the boxes."""
-    lead = (len(boxes),) + (1,) * (cells.ndim - 2) + (2,)
+    lead = (boxes.shape[0],) + (1,) * (cells.ndim - 2) + (2,)
     offset = (cells.double() + 0.5) / box_scales(boxes, size).view(lead)
     return (boxes.double()[:, :2].view(lead) + offset).to(boxes.dtype)
 
@@ -70,7 +70,7 @@ def in_margin(points: torch.Tensor, boxes: torch.Tensor, margin: float) -> torch
     Returns:
         (B, ...) bool; points on the edge are outside, so a box without area holds nothing.
     """
-    lead = (len(boxes),) + (1,) * (points.ndim - 2) + (2,)
+    lead = (boxes.shape[0],) + (1,) * (points.ndim - 2) + (2,)
     slack = (boxes[:, 2:] - boxes[:, :2]) * margin
     low = (boxes[:, :2] - slack).view(lead)
     high = (boxes[:, 2:] + slack).view(lead)
@@ -103,11 +103,13 @@ def draw_points(
     height, width = size
     column, row = points_to_cells(points, boxes, size).unbind(-1)
     cells = torch.where(valid, row * width + column, -1).sort(dim=2).values
-    # -1 sorts first; of a crowd's joints few count in any one box.
-    most = int((cells >= 0).sum(dim=2).max()) if cells.numel() else 0
-    cells = cells[..., cells.shape[2] - most :]
+    # -1 sorts first; of a crowd's joints few count in any one box. (The trace of an export cannot
+    # depend on how many: there all stay.)
+    if not torch.jit.is_tracing():
+        most = int((cells >= 0).sum(dim=2).max()) if cells.numel() else 0
+        cells = cells[..., cells.shape[2] - most :]
     # Two joints of one type in one cell leave a 1 there, as in the reference.
-    is_new = torch.diff(cells, dim=2, prepend=cells.new_full((*cells.shape[:2], 1), -1)) > 0
+    is_new = torch.cat([cells[..., :1] >= 0, cells[..., 1:] > cells[..., :-1]], dim=2)
     cells = cells.clamp(min=0)
     down = _blur_matrix(height, sigma, border, points.device).T[cells // width]
     across = _blur_matrix(width, sigma, border, points.device).T[cells % width]

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from mpn_d2.convert.detectron2_keypoint_rcnn import convert_detectron2_keypoint_rcnn
+from mpn_d2.convert.detectron2_rcnn import convert_detectron2_rcnn
 from mpn_d2.convert.detectron2_retinanet import convert_detectron2_retinanet
 from mpn_d2.convert.moving import Converted, State
 from mpn_d2.convert.multiposenet_pytorch import convert_multiposenet_pytorch
 from mpn_d2.convert.prn_keras import convert_prn_keras
 from mpn_d2.convert.prn_pytorch import convert_prn_pytorch
+from mpn_d2.convert.rcnn_weights import fit_rcnn_weights
 from mpn_d2.convert.timm_resnet import convert_timm_resnet
 from mpn_d2.convert.torchvision_resnet import convert_torchvision_resnet
 
@@ -25,10 +29,13 @@ class Source:
     Attributes:
         convert: names and tensors of the file to ours.
         what: one line on origin and content.
+        fit: makes the converted weights those that a network, given by its state, begins with; None
+            where they are the same for all networks.
     """
 
     convert: Callable[[State], Converted]
     what: str
+    fit: Callable[[State, State], dict[str, torch.Tensor]] | None = None
 
 
 SOURCES = {
@@ -52,6 +59,11 @@ SOURCES = {
     "detectron2_keypoint_rcnn": Source(
         convert_detectron2_keypoint_rcnn,
         "Detectron2 model zoo, Keypoint R-CNN, .pkl or .pth: trunk, keypoint pyramid",
+    ),
+    "detectron2_rcnn": Source(
+        convert_detectron2_rcnn,
+        "the zoo's Keypoint or Mask R-CNN for configs/MultitaskRCNN, person of 80 classes",
+        fit_rcnn_weights,
     ),
     "torchvision_resnet": Source(
         convert_torchvision_resnet, "torchvision's ResNets and ResNeXts, .pth: trunk"

@@ -41,13 +41,14 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
     )
     flip = T.RandomFlip(prob=cfg.INPUT.FLIP_PROB, horizontal=True)
+    colors = _color_jitter(cfg.INPUT.COLOR_JITTER)
     if cfg.INPUT.AUGMENTATION == "resize":
-        return [resize, flip]
+        return [resize, flip, *colors]
     if cfg.INPUT.AUGMENTATION == "resize_crop":
         side = cfg.INPUT.CROP_SIZE
         if side < 1:
             raise ValueError(f"INPUT.CROP_SIZE is {side}: at least 1 pixel is needed")
-        return [resize, flip, T.RandomCrop("absolute", (side, side))]
+        return [resize, flip, T.RandomCrop("absolute", (side, side)), *colors]
     crop = PeopleCrop(
         size=cfg.INPUT.CROP_SIZE,
         center=cfg.INPUT.CROP_CENTER,
@@ -57,7 +58,15 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
         rotation=cfg.INPUT.ROTATION,
         resize=resize,
     )
-    return [crop, flip]
+    return [crop, flip, *colors]
+
+
+def _color_jitter(share: float) -> list[T.Augmentation]:
+    """Brightness, contrast and saturation, each times 1 - share to 1 + share at random."""
+    if not 0 <= share < 1:
+        raise ValueError(f"INPUT.COLOR_JITTER is {share}: 0 (off) to below 1 is needed")
+    kinds = (T.RandomBrightness, T.RandomContrast, T.RandomSaturation)
+    return [kind(1 - share, 1 + share) for kind in kinds] if share else []
 
 
 class AffineTransform(T.Transform):

@@ -19,7 +19,13 @@ from mpn_d2.data.augmentations import build_augmentations
 from mpn_d2.data.datasets import has_keypoints
 from mpn_d2.data.image_file import read_pose_image
 from mpn_d2.data.person_boxes import move_boxes, moved_areas
-from mpn_d2.data.person_masks import box_outline, has_mask, reduce_to_cells, union_mask
+from mpn_d2.data.person_masks import (
+    box_outline,
+    has_mask,
+    instance_masks,
+    reduce_to_cells,
+    union_mask,
+)
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 
 # Pixels a side of the cells of `person_mask` and `ignore_mask` (spec 1: heatmaps at stride 4).
@@ -43,6 +49,9 @@ class PoseDatasetMapper:
       `moved_areas`), `gt_classes`, `gt_keypoints` (P, K, 3) x, y, v with (0, 0, 0) where
       unlabelled or outside the image) and `crowd_boxes` (M, 4)
       x1, y1, x2, y2, clipped;
+    - while training a model with masks (MODEL.MASK_ON), also in `instances`: `gt_masks`
+      (PolygonMasks, or BitMasks where anybody's is an RLE) and `gt_has_mask` (P,) bool, False for
+      people without a mask, whose entry of `gt_masks` is empty;
     - while training: `person_mask` and `ignore_mask`, uint8
       (ceil(H / MASK_STRIDE), ceil(W / MASK_STRIDE)). The first is the union of everybody's masks,
       crowds included. The second says what no loss may look at:
@@ -74,6 +83,7 @@ class PoseDatasetMapper:
         image_format: str,
         skeleton: Skeleton,
         with_annotations: bool,
+        with_masks: bool = False,
     ) -> None:
         """
         Args:
@@ -83,12 +93,14 @@ class PoseDatasetMapper:
             image_format: INPUT.FORMAT.
             skeleton: of the annotations.
             with_annotations: return people at test time too.
+            with_masks: return the masks of people one by one while training.
         """
         self.is_train = is_train
         self.augmentations = T.AugmentationList(list(augmentations))
         self.image_format = image_format
         self.skeleton = skeleton
         self.with_annotations = with_annotations or is_train
+        self.with_masks = with_masks and is_train
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -98,6 +110,7 @@ class PoseDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "skeleton": get_skeleton(cfg.MODEL.SKELETON),
             "with_annotations": "gt" in (cfg.EVAL.KEYPOINT_SOURCE, cfg.EVAL.BOX_SOURCE),
+            "with_masks": cfg.MODEL.MASK_ON,
         }
 
     def __call__(self, dataset_dict: dict) -> dict:
@@ -120,7 +133,9 @@ class PoseDatasetMapper:
         try:
             moved_boxes = move_boxes(annotations, boxes, transforms, image.shape[:2])
             areas = moved_areas(annotations, boxes, transforms, image.shape[:2])
-            lost = self._add_people(record, annotations, moved_boxes, areas, transforms, size)
+            lost = self._add_people(
+                record, annotations, moved_boxes, areas, transforms, image.shape[:2], size
+            )
             if self.is_train:
                 masks = _render_masks(annotations, boxes, lost, image.shape[:2], transforms, size)
                 record["person_mask"], record["ignore_mask"] = map(torch.from_numpy, masks)
@@ -147,6 +162,7 @@ class PoseDatasetMapper:
         boxes: np.ndarray,
         areas: np.ndarray,
         transforms: T.TransformList,
+        image_size: tuple[int, int],
         size: tuple[int, int],
     ) -> dict[int, np.ndarray]:
         """Returns the boxes around the joints of those with joints but no box in the image, by
@@ -161,6 +177,10 @@ class PoseDatasetMapper:
         instances.gt_keypoints = Keypoints(
             np.array(keypoints, dtype=np.float32).reshape(-1, self.skeleton.num_keypoints, 3)
         )
+        if self.with_masks:
+            instances.gt_masks, instances.gt_has_mask = instance_masks(
+                people, image_size, transforms, size
+            )
         record["instances"], kept = utils.filter_empty_instances(
             instances, by_mask=False, return_mask=True
         )

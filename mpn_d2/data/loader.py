@@ -28,7 +28,7 @@ from mpn_d2.data.association import (
 )
 from mpn_d2.data.association_noise import AssociationAugmentation
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
-from mpn_d2.data.datasets import load_pose_dicts
+from mpn_d2.data.datasets import has_keypoints, load_pose_dicts
 from mpn_d2.data.person_crops import SinglePersonMapper, training_people
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -64,6 +64,7 @@ def build_pose_train_loader(cfg: CfgNode, start: int = 0) -> Iterable[list[dict]
         keep_empty=not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS and not without_images,
         need_images=not without_images,
     )
+    dicts = without_crowded_images(dicts, cfg.INPUT.MAX_PEOPLE_PER_IMAGE)
     if without_images:
         return build_association_loader(
             association_samples(cfg, dicts),
@@ -94,6 +95,20 @@ def build_pose_train_loader(cfg: CfgNode, start: int = 0) -> Iterable[list[dict]
         start=start,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
     )
+
+
+def without_crowded_images(dicts: list[dict], most: int) -> list[dict]:
+    """Images with at most so many people with labelled keypoints; all where `most` is 0.
+
+    Raises:
+        ValueError: no image has so few.
+    """
+    if most == 0:
+        return dicts
+    kept = [d for d in dicts if sum(map(has_keypoints, d.get("annotations", []))) <= most]
+    if most < 0 or not kept:
+        raise ValueError(f"INPUT.MAX_PEOPLE_PER_IMAGE is {most}: no image has so few people")
+    return kept
 
 
 def association_samples(cfg: CfgNode, dicts: list[dict]) -> list[dict]:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pycocotools.mask as mask_util
+import torch
 from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, PolygonMasks
 
 
 def valid_polygons(segmentation: object) -> list[np.ndarray]:
@@ -64,6 +66,33 @@ def union_mask(
         moved = [transforms.apply_coords(p).reshape(-1).tolist() for p in polygons]
         mask |= mask_util.decode(mask_util.merge(mask_util.frPyObjects(moved, *out_size)))
     return mask
+
+
+def instance_masks(
+    annotations: list[dict],
+    size: tuple[int, int],
+    transforms: T.Transform,
+    out_size: tuple[int, int],
+) -> tuple[PolygonMasks | BitMasks, torch.Tensor]:
+    """The masks of people one by one, as Detectron2's mask head takes them.
+
+    Args:
+        annotations, size, transforms, out_size: as `union_mask`'s.
+
+    Returns:
+        P masks at `out_size`: polygons, which are small, or bitmaps where anybody has an RLE; and
+        (P,) bool, who has a mask. The others' are empty.
+
+    Raises:
+        ValueError: as `union_mask`.
+    """
+    known = torch.tensor([has_mask(a) for a in annotations], dtype=torch.bool)
+    if any(isinstance(a.get("segmentation"), dict) for a in annotations):
+        maps = [union_mask([a], size, transforms, out_size) for a in annotations]
+        return BitMasks(torch.from_numpy(np.stack(maps)).bool()), known
+    polygons = [valid_polygons(a.get("segmentation")) for a in annotations]
+    moved = [[transforms.apply_coords(p).reshape(-1) for p in person] for person in polygons]
+    return PolygonMasks(moved), known
 
 
 def mask_area(annotation: dict, size: tuple[int, int]) -> float | None:

@@ -19,6 +19,7 @@ from torch import nn
 from mpn_d2.engine.loop import AMP_DTYPES
 from mpn_d2.engine.optimizer import CLIP_TYPES
 from mpn_d2.engine.plateau import check_plateau
+from mpn_d2.engine.rcnn_checks import check_rcnn_parts
 
 # What Detectron2's and PyTorch's constructors raise at values that they cannot use.
 _BUILD_ERRORS = (
@@ -95,6 +96,7 @@ def _check_model_config(cfg: CfgNode) -> None:
         if value not in registry:
             known = ", ".join(sorted(name for name, _ in registry))
             raise ValueError(f"{key} is {value!r}; choose one of {known}")
+    check_rcnn_parts(cfg)
     crop = cfg.MODEL.PRN.CROP
     if len(crop) != 2 or not all(isinstance(side, int) and side > 0 for side in crop):
         raise ValueError(

@@ -21,7 +21,9 @@ from mpn_d2.config_files import config_file
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.fast import check_speed, speed_up
+from mpn_d2.engine.rcnn_checks import check_rcnn_inference
 from mpn_d2.engine.refine import build_refiner
+from mpn_d2.engine.size_groups import same_in_any_batch
 from mpn_d2.engine.suppression import PoseSuppression
 from mpn_d2.engine.tta import Look, merge_looks, pool_people
 from mpn_d2.engine.views import View, Viewer, ViewPlan, build_view_plan
@@ -37,6 +39,8 @@ RANGES = (
     ("MODEL.PEAKS.MAX_PER_TYPE", 1, math.inf),
     ("MODEL.RETINANET.SCORE_THRESH_TEST", 0, 1),
     ("MODEL.RETINANET.NMS_THRESH_TEST", 0, 1),
+    ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0, 1),
+    ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0, 1),
     ("MODEL.ASSEMBLER.BOX_SCORE_THRESH", 0, 1),
     ("TEST.DETECTIONS_PER_IMAGE", 1, math.inf),
     ("INPUT.MIN_SIZE_TEST", 0, math.inf),
@@ -104,6 +108,7 @@ def check_inference_config(cfg: CfgNode) -> None:
     check_speed(cfg)
     PoseSuppression(cfg.OKS_NMS.MODE, cfg.OKS_NMS.THRESH, ())
     build_view_plan(cfg)
+    check_rcnn_inference(cfg)
     if cfg.REFINE.WEIGHTS and not cfg.REFINE.CONFIG:
         raise ValueError("REFINE.WEIGHTS is given without REFINE.CONFIG: give the config, too")
     if cfg.TEST.AUG.ENABLED:
@@ -211,7 +216,7 @@ def load_trained_model(cfg: CfgNode, weights: str) -> nn.Module:
             raise ValueError(
                 "nothing to evaluate: give MODEL.WEIGHTS, or an OUTPUT_DIR that holds a checkpoint"
             )
-    return speed_up(model, cfg)
+    return same_in_any_batch(speed_up(model, cfg))
 
 
 class PoseInference(nn.Module):
@@ -345,7 +350,22 @@ def _to_size(result: dict, height: int | None, width: int | None) -> dict:
     size = (height or people.image_size[0], width or people.image_size[1])
     if size == people.image_size:
         return result
-    scaled = {**result, "instances": finish_instances(people, *size)}
+    scaled = {**result, "instances": _scaled(people, size)}
     if "sem_seg" in result:
         scaled["sem_seg"] = F.interpolate(result["sem_seg"][None], size, mode="bilinear")[0]
+    return scaled
+
+
+def _scaled(people: Instances, size: tuple[int, int]) -> Instances:
+    """People of an image, their masks too, in pixels of another (height, width)."""
+    if not people.has("pred_masks"):
+        return finish_instances(people, *size)
+    # Detectron2 scales masks of boxes, not those of images.
+    others = Instances(people.image_size, **people.get_fields())
+    others.remove("pred_masks")
+    others.place = torch.arange(len(people), device=people.scores.device)
+    scaled = finish_instances(others, *size)
+    masks = people.pred_masks[scaled.place][:, None].float()
+    scaled.pred_masks = F.interpolate(masks, size, mode="bilinear")[:, 0] > 0.5
+    scaled.remove("place")
     return scaled

@@ -113,7 +113,7 @@ class TrainingLoop(SimpleTrainer):
                 totals[name] = totals[name] + loss.detach()
         if not broken and not self._gradients_are_finite():
             broken.append(([_GRADIENT], sample_names(batch)))
-        _raise_if_broken(broken, self.iter, self.device)
+        raise_if_broken(broken, self.iter, self.device)
         return totals
 
     def _own_weights(self, parts: list[list[dict]]) -> list[dict[str, float]]:
@@ -214,7 +214,7 @@ def sample_names(samples: list[dict]) -> list[str]:
     return names
 
 
-def _raise_if_broken(
+def raise_if_broken(
     broken: list[tuple[list[str], list[str]]], iteration: int, device: torch.device
 ) -> None:
     """The same one-line error on all processes if one of them has such losses or gradients."""

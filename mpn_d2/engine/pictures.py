@@ -172,7 +172,8 @@ def _draw_image(model: nn.Module, x: dict, skeleton: Skeleton, image_format: str
     image = convert_image_to_rgb(x["image"].permute(1, 2, 0), image_format)
     # Without the size of the file, results stay in the frame of the network input.
     result = model.inference([{k: v for k, v in x.items() if k not in ("height", "width")}])[0]
-    if not hasattr(model, "keypoint_head"):
+    if not hasattr(model, "assembler"):
+        # Maps that are drawn are those that boxes claim joints from.
         above = draw_boxes(image, x["instances"], x["crowd_boxes"], skeleton)
         return stack([above, draw_people(image, result["instances"], skeleton)])
     head = model.keypoint_head

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from detectron2.structures import Instances
 
+from mpn_d2.evaluation.mask_results import encode_masks
 from mpn_d2.evaluation.pose_evaluator import export_instances
 from mpn_d2.structures.skeleton import Skeleton
 from mpn_d2.utils.heatmap_picture import draw_heatmaps
@@ -34,6 +35,7 @@ class PosePrediction:
         person_mask: (H, W) float32 probability that a pixel belongs to a person; None where the
             model has no such output.
         image_size: (H, W).
+        masks: (P, H, W) bool, which pixels are each person's; None where the model does not tell.
         track_ids: (P,) int64, the numbers of people in a video, from 1 on; None without tracking.
         heatmaps: (K, h, w) float32, on the whole image; None unless asked for.
         skeleton: of the keypoints: names, left-right pairs, edges, OKS sigmas.
@@ -50,6 +52,7 @@ class PosePrediction:
     instances: Instances
     track_ids: np.ndarray | None = None
     heatmaps: np.ndarray | None = None
+    masks: np.ndarray | None = None
 
     @classmethod
     def from_result(cls, result: dict, skeleton: Skeleton, threshold: float) -> PosePrediction:
@@ -79,6 +82,7 @@ class PosePrediction:
             skeleton=skeleton,
             instances=found,
             heatmaps=None if heatmaps is None else _array(heatmaps),
+            masks=found.pred_masks.numpy() if found.has("pred_masks") else None,
         )
 
     @property
@@ -98,10 +102,12 @@ class PosePrediction:
         Of nobody, []; a file with that alone is an IndexError in pycocotools.
 
         Keys: image_id, category_id (1), bbox (x, y, width, height), score (the box's), keypoints
-        (3 K numbers; pixel indices, which lie half a pixel lower), pose_score, and track_id where
-        people have numbers. A person without any joint has zeros.
+        (3 K numbers; pixel indices, which lie half a pixel lower), pose_score, segmentation (RLE)
+        where people have masks, and track_id where they have numbers. A person without any joint
+        has zeros.
         """
         rows = []
+        masks = None if self.masks is None else encode_masks(self.instances.pred_masks)
         for i in range(len(self)):
             (row,), poses = export_instances(self.instances[i : i + 1], image_id)
             row["category_id"] = COCO_PERSON
@@ -109,6 +115,8 @@ class PosePrediction:
             row["pose_score"] = 0.0
             for pose in poses:
                 row.update(keypoints=pose["keypoints"], pose_score=pose["score"])
+            if masks is not None:
+                row["segmentation"] = masks[i]
             if self.track_ids is not None:
                 row["track_id"] = int(self.track_ids[i])
             rows.append(row)
@@ -128,7 +136,7 @@ class PosePrediction:
         Args:
             image_rgb: (H, W, 3) uint8 RGB.
             boxes: draw boxes, scores and numbers.
-            mask: tint people where the mask is over `mask_threshold`.
+            mask: tint people where the mask is over `mask_threshold`, or each by her own mask.
             mask_threshold: 0 to 1.
             keypoint_threshold: joints that score up to this are left out.
 
@@ -155,6 +163,7 @@ class PosePrediction:
             score_threshold=0.0,
             mask_threshold=mask_threshold,
             boxes=boxes,
+            masks=mask,
             keypoint_threshold=keypoint_threshold,
             track_ids=None if self.track_ids is None else self.track_ids.tolist(),
         )

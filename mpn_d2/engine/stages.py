@@ -188,6 +188,8 @@ def _train_stage(
     trainer = PoseTrainer(cfg)
     trainer.resume_or_load(resume=resume, strict=strict)
     if not resume:
+        # Some models have frozen parts that no stage trains.
+        needed = [*needed, *getattr(trainer.checkpointer.model, "needed_parts", ())]
         _check_loaded(cfg, trainer.checkpointer, needed)
         _warn_of_cold_start(cfg, trainer.checkpointer)
     if trainer.start_iter < trainer.max_iter:

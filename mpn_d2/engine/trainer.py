@@ -25,8 +25,8 @@ from mpn_d2.data.person_crops import SinglePersonMapper, people_to_evaluate
 from mpn_d2.engine.assembly_evaluation import evaluate_annotations, evaluates_annotations
 from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.engine.chunk_loop import build_loop
 from mpn_d2.engine.hooks import add_long_run_hooks, build_event_writers
-from mpn_d2.engine.loop import build_training_loop
 from mpn_d2.engine.optimizer import build_pose_optimizer
 from mpn_d2.engine.plateau import LOSS, PlateauMultiplier, build_scheduler, shared_metric
 from mpn_d2.engine.processes import broadcast_buffers, share_among_processes
@@ -53,7 +53,7 @@ class PoseTrainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
-        self._trainer = build_training_loop(
+        self._trainer = build_loop(
             cfg, share_among_processes(model), self.build_train_loader(cfg), optimizer
         )
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torchvision.ops import box_iou
 
@@ -296,7 +297,8 @@ def _vote(
 def pool_people(
     results: Sequence[tuple[View, dict]], size: tuple[int, int], flip_indices: Sequence[int]
 ) -> dict:
-    """Everybody whom any view shows, in the frame of the image; masks averaged.
+    """Everybody whom any view shows, with a mask of her own where the views give one, in the frame
+    of the image; masks of all people together are averaged.
 
     Args:
         results: of one image per view: {"instances", "sem_seg" ...} in pixels of the view's part.
@@ -332,6 +334,10 @@ def _placed(
             x = view.size[1] - x
         joints = torch.stack([x + view.box[0], y + view.box[1], score], dim=-1) * given
         fields["pred_keypoints"] = joints[:, list(flip_indices)] if view.mirrored else joints
+    if "pred_masks" in fields:
+        masks = fields["pred_masks"].flip(-1) if view.mirrored else fields["pred_masks"]
+        x1, y1, x2, y2 = view.box
+        fields["pred_masks"] = F.pad(masks, (x1, size[1] - x2, y1, size[0] - y2))
     return Instances(size, **fields)
 
 

@@ -23,7 +23,7 @@ __all__ = [
     "write_json",
 ]
 
-_TASKS = ("bbox", "keypoints", "sem_seg")
+_TASKS = ("bbox", "segm", "keypoints", "sem_seg")
 
 
 def build_evaluator(
@@ -57,7 +57,13 @@ def build_evaluator(
         algorithm = cfg.EVAL.ALGORITHM_NAME
         evaluators.append(
             PoseEvaluator(
-                dataset_name, tasks=coco_tasks, sigmas=sigmas, algorithm=algorithm, **common
+                dataset_name,
+                tasks=coco_tasks,
+                sigmas=sigmas,
+                algorithm=algorithm,
+                overlap_edges=cfg.EVAL.OKS_OVERLAP,
+                count_score=cfg.EVAL.COUNT_SCORE,
+                **common,
             )
         )
     if "sem_seg" in tasks:

@@ -20,7 +20,7 @@ from pycocotools.cocoeval import COCOeval
 from mpn_d2.utils.files import replaced_when_done, write_text_atomically
 
 # What the thresholds are of, by task.
-_SIMILARITY = {"keypoints": "OKS", "bbox": "IoU"}
+_SIMILARITY = {"keypoints": "OKS", "bbox": "IoU", "segm": "IoU"}
 _PANEL = (4.0, 5.0)  # inches, width and height
 _DPI = 110
 _DECIMALS = 5
@@ -31,7 +31,7 @@ class Curves:
     """Curves of one task.
 
     Attributes:
-        task: keypoints or bbox.
+        task: keypoints, bbox or segm.
         thresholds: (T,) least OKS or IoU of a hit.
         recall: (R,), 0 to 1.
         precision: sizes of people (all, small, medium, large) that the truth has, to (T, R), 0 to

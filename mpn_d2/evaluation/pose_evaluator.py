@@ -26,20 +26,33 @@ from pycocotools.cocoeval import COCOeval
 
 from mpn_d2.data.annotation_cache import read_json
 from mpn_d2.data.coco_file import check_coco_file, people_only, person_class
+from mpn_d2.evaluation.crowded_people import (
+    COUNT,
+    check_edges,
+    share_of_right_counts,
+    truths_by_overlap,
+)
 from mpn_d2.evaluation.crowding import average_precision, images_by_crowding
 from mpn_d2.evaluation.curves import Curves, curves_of, write_curves
+from mpn_d2.evaluation.mask_results import export_masks, truth_of_masks
 from mpn_d2.evaluation.submission import check_algorithm_name, test_set_name, write_submission
 from mpn_d2.utils.files import write_text_atomically
 
 PERSON_CLASS = 0  # of the model
-RESULT_FILES = {"bbox": "coco_instances_results.json", "keypoints": "keypoints_results.json"}
-CURVE_FILES = {"bbox": "bbox_curves.png", "keypoints": "keypoints_curves.png"}
+RESULT_FILES = {
+    "bbox": "coco_instances_results.json",
+    "segm": "segm_results.json",
+    "keypoints": "keypoints_results.json",
+}
+CURVE_FILES = {task: f"{task}_curves.png" for task in RESULT_FILES}
+_OF_AREAS = (
+    *("AP", "AP50", "AP75", "APs", "APm", "APl"),
+    *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+)
 # pycocotools' figures in its order; the precisions are called as in Detectron2.
 _METRICS = {
-    "bbox": (
-        *("AP", "AP50", "AP75", "APs", "APm", "APl"),
-        *("AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
-    ),
+    "bbox": _OF_AREAS,
+    "segm": _OF_AREAS,
     "keypoints": (
         *("AP", "AP50", "AP75", "APm", "APl"),
         *("AR", "AR50", "AR75", "ARm", "ARl"),
@@ -51,7 +64,9 @@ class PoseEvaluator(COCOEvaluator):
     """Detectron2's COCOEvaluator for models that score a box and its pose separately.
 
     Every instance counts as a box, rated by `scores`; those with at least one keypoint count as
-    poses too, rated by `pose_scores` (by `scores` where that field is missing). People alone are
+    poses too, rated by `pose_scores` (by `scores` where that field is missing), and as a mask where
+    "segm" is a task, rated by `scores`; people without an annotated mask are neither right nor
+    wrong there. People alone are
     scored: class 0 of the model against the dataset's category of people (see
     `mpn_d2.data.coco_file`), whatever other categories it has. The official pycocotools metrics
     alone are used. What the model returned is left as it was (Detectron2's
@@ -85,15 +100,21 @@ class PoseEvaluator(COCOEvaluator):
         output_dir: str | None = None,
         distributed: bool = True,
         algorithm: str = "mpn_d2",
+        overlap_edges: Sequence[float] = (),
+        count_score: float = -1.0,
     ) -> None:
         """
         Args:
             dataset_name: registered; one that is not in COCO format is written to `output_dir` so.
-            tasks: of "bbox" and "keypoints".
+            tasks: of "bbox", "segm" and "keypoints".
             sigmas: (K,) OKS constants of the dataset's skeleton.
             output_dir: where results are written; None writes none.
             distributed: gather the predictions of all processes.
             algorithm: EVAL.ALGORITHM_NAME, in the names of files for COCO's server.
+            overlap_edges: EVAL.OKS_OVERLAP: "keypoints" also holds the AP of people by how much
+                their pose overlaps another's (see `truths_by_overlap`); () for none.
+            count_score: EVAL.COUNT_SCORE: "keypoints" also holds the share of images with the right
+                number of people of at least that score; below 0: it does not.
 
         Raises:
             ValueError: an unknown task, annotated keypoints that are not K, or a faulty
@@ -111,6 +132,9 @@ class PoseEvaluator(COCOEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         self._algorithm = check_algorithm_name(algorithm)
+        if overlap_edges:
+            check_edges(overlap_edges)
+        self._overlap_edges, self._count_score = tuple(overlap_edges), count_score
         content = _annotations_of(dataset_name, output_dir)
         self._has_truth = content.get("annotations") is not None
         self._dataset_name = dataset_name
@@ -129,7 +153,8 @@ class PoseEvaluator(COCOEvaluator):
         """Takes `inputs` with `image_id` and `outputs` with `instances` (image frame).
 
         Raises:
-            ValueError: poses of another number of keypoints than the skeleton.
+            ValueError: poses of another number of keypoints than the skeleton; no masks for task
+                "segm".
         """
         for given, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to(self._cpu_device)
@@ -138,7 +163,15 @@ class PoseEvaluator(COCOEvaluator):
                 if count != len(self._sigmas):
                     raise ValueError(f"poses of {count} keypoints, {len(self._sigmas)} sigmas")
             boxes, poses = export_instances(instances, given["image_id"])
-            self._predictions.append({"bbox": boxes, "keypoints": poses})
+            rows = {"bbox": boxes, "keypoints": poses}
+            if "segm" in self._tasks:
+                if not instances.has("pred_masks"):
+                    raise ValueError(
+                        "EVAL.TASKS has segm, but the model gives no masks: set EVAL.TASKS without "
+                        "it, or MODEL.MASK_ON True for an R-CNN"
+                    )
+                rows["segm"] = export_masks(instances, given["image_id"])
+            self._predictions.append(rows)
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> dict[str, dict]:
         """Metrics by task; `img_ids` restricts them to these images."""
@@ -181,14 +214,14 @@ class PoseEvaluator(COCOEvaluator):
         return {task: self._metrics(task, found, img_ids) for task, found in rows.items()}
 
     def _metrics(self, task: str, results: list[dict], img_ids: Sequence[int] | None) -> dict:
-        truth = self._coco_api
+        truth = truth_of_masks(self._coco_api) if task == "segm" else self._coco_api
         people = sum(not a.get("iscrowd", 0) for a in truth.anns.values())
         print(
             f"\n{task} on {self._dataset_name}: {len(truth.imgs)} images, {people} annotated, "
             f"{len(results)} predicted"
         )
         wanted = sorted(truth.imgs if img_ids is None else img_ids)
-        scorer = self._scorer(task, _load_results(truth, results), wanted)
+        scorer = self._scorer(task, _load_results(truth, results), wanted, truth)
         self.scorers[task] = scorer
         scorer.summarize()
         # pycocotools says -1 where there is nobody to find.
@@ -196,10 +229,28 @@ class PoseEvaluator(COCOEvaluator):
         figures = dict(zip(_METRICS[task], stats, strict=True))
         if task == "keypoints":
             for name, ids in images_by_crowding(truth.dataset["images"]).items():
-                part = self._scorer(task, scorer.cocoDt, sorted(set(ids).intersection(wanted)))
+                ids = sorted(set(ids).intersection(wanted))
+                part = self._scorer(task, scorer.cocoDt, ids, truth)
                 figures[name] = average_precision(part)
+            figures |= self._crowded_figures(scorer.cocoDt, results, wanted)
         self._logger.info("%s on %s:\n%s", task, self._dataset_name, create_small_table(figures))
         return {name: value if math.isfinite(value) else None for name, value in figures.items()}
+
+    def _crowded_figures(
+        self, found: COCO, results: list[dict], img_ids: Sequence[int]
+    ) -> dict[str, float]:
+        """By overlap of poses, and of counts, as the options ask."""
+        figures = {}
+        if self._overlap_edges:
+            groups = truths_by_overlap(self._coco_api, self._sigmas, self._overlap_edges)
+            for name, truth in groups.items():
+                part = self._scorer("keypoints", found, img_ids, truth)
+                figures[name] = average_precision(part)
+        if self._count_score >= 0:
+            figures[COUNT] = share_of_right_counts(
+                self._coco_api, results, img_ids, self._count_score
+            )
+        return figures
 
     def curves(self) -> dict[str, Curves]:
         """Recall-precision curves of the last `score_rows()`, of tasks that there is truth for."""
@@ -223,10 +274,12 @@ class PoseEvaluator(COCOEvaluator):
             ", ".join(files) or "nothing, without an output folder",
         )
 
-    def _scorer(self, task: str, results: COCO, img_ids: Sequence[int]) -> COCOeval:
+    def _scorer(
+        self, task: str, results: COCO, img_ids: Sequence[int], truth: COCO | None = None
+    ) -> COCOeval:
         """pycocotools' evaluation of `results` on these images, accumulated."""
         with contextlib.redirect_stdout(io.StringIO()):
-            scorer = COCOeval(self._coco_api, results, task)
+            scorer = COCOeval(truth or self._coco_api, results, task)
             scorer.params.imgIds = list(img_ids)
             if task == "keypoints":
                 scorer.params.kpt_oks_sigmas = self._sigmas

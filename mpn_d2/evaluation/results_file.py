@@ -94,6 +94,8 @@ def load_results(
     annotations: str | os.PathLike,
     skeleton: Skeleton,
     tasks: Sequence[str] | None = None,
+    *,
+    overlap_edges: Sequence[float] = (),
 ) -> tuple[PoseEvaluator, CocoResults]:
     """An evaluator of an annotation file and what it is to score, of `tasks` alone.
 
@@ -102,6 +104,7 @@ def load_results(
         annotations: COCO file of people, packed or not; no images are needed.
         skeleton: of both.
         tasks: of bbox and keypoints; None: what the results hold.
+        overlap_edges: see PoseEvaluator.
 
     Raises:
         FileNotFoundError: one of the files is missing.
@@ -112,7 +115,13 @@ def load_results(
     register_people(
         SCORED_FILE, json_file=os.fspath(annotations), image_root=None, skeleton=skeleton
     )
-    evaluator = PoseEvaluator(SCORED_FILE, tasks=TASKS, sigmas=skeleton.sigmas, distributed=False)
+    evaluator = PoseEvaluator(
+        SCORED_FILE,
+        tasks=TASKS,
+        sigmas=skeleton.sigmas,
+        distributed=False,
+        overlap_edges=overlap_edges,
+    )
     found = read_coco_results(
         results, evaluator.truth.imgs, summary.person_id, skeleton.num_keypoints
     )

@@ -16,8 +16,8 @@ from pathlib import Path
 from mpn_d2.utils.files import replaced_when_done, write_text_atomically
 
 # Task to what the server calls it, and to the most results of one image that it looks at.
-_TYPES = {"bbox": "detections", "keypoints": "person_keypoints"}
-_MOST = {"bbox": 100, "keypoints": 20}
+_TYPES = {"bbox": "detections", "segm": "detections", "keypoints": "person_keypoints"}
+_MOST = {"bbox": 100, "segm": 100, "keypoints": 20}
 # COCO suggests tenths of a pixel for boxes, and whole pixels for keypoints: these cost AP where
 # people are small, tenths do not, so keypoints have tenths too. [ours]
 _DECIMALS = 1
@@ -54,7 +54,8 @@ def write_submission(
 
     Args:
         folder: made where it does not exist.
-        task: bbox or keypoints.
+        task: bbox, segm or keypoints. The server calls the first two by one name: the file of
+            masks gets the algorithm <algorithm>-segm.
         rows: COCO results of people. The best of each image are written, as many as the server
             looks at, with the fields that it asks for; keypoints that were not found stay 0, 0,
             all others get the flag 1 (the server reads no flag).
@@ -67,7 +68,8 @@ def write_submission(
     Raises:
         ValueError: a faulty algorithm name.
     """
-    stem = f"{_TYPES[task]}_{test_set}_{check_algorithm_name(algorithm)}_results"
+    algorithm = check_algorithm_name(algorithm) + ("-segm" if task == "segm" else "")
+    stem = f"{_TYPES[task]}_{test_set}_{algorithm}_results"
     content = json.dumps(_for_server(task, rows), allow_nan=False, separators=(",", ":"))
     write_text_atomically(Path(folder, f"{stem}.json"), content)
     path = Path(folder, f"{stem}.zip")
@@ -94,6 +96,8 @@ def _row_for_server(task: str, row: dict) -> dict:
             for x, y, v in zip(*(row["keypoints"][i::3] for i in range(3)), strict=True)
         ]
         what = {"keypoints": [value for joint in place for value in joint]}
+    elif task == "segm":
+        what = {"segmentation": row["segmentation"]}
     else:
         what = {"bbox": [round(value, _DECIMALS) for value in row["bbox"]]}
     return {

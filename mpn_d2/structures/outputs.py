@@ -104,6 +104,36 @@ class AssembledPoses:
 
 
 @dataclass
+class TagOutputs:
+    """Heatmaps and grouping tags of a batch.
+
+    Attributes:
+        heatmaps: (N, S, K, H, W) linear, of each of S stacks; the last one's are the result.
+        tags: (N, S, K, H, W) numbers that are alike on the joints of one person.
+        stride: cell size, network-input pixels.
+    """
+
+    heatmaps: torch.Tensor
+    tags: torch.Tensor
+    stride: int
+
+
+@dataclass
+class TaggedJoints:
+    """Cells of the annotated joints of one image.
+
+    Attributes:
+        owners: (J,) int64 person, 0 to P - 1; every number occurs.
+        types, rows, columns: (J,) int64 keypoint type and cell.
+    """
+
+    owners: torch.Tensor
+    types: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+
+@dataclass
 class LocationOutputs:
     """What a head predicts at every location of every pyramid level, a whole pose among it.
 

@@ -33,6 +33,7 @@ def draw_people(
     mask_threshold: float = 0.5,
     *,
     boxes: bool = True,
+    masks: bool = True,
     keypoint_threshold: float = KEYPOINT_THRESHOLD,
     track_ids: Sequence[int] | None = None,
 ) -> np.ndarray:
@@ -42,14 +43,15 @@ def draw_people(
 
     Args:
         image_rgb: (H, W, 3) uint8, of any size.
-        instances: `pred_boxes`, `scores` and perhaps `pred_keypoints` (P, K, 3) x, y, score, in
-            pixels of this image, on any device.
+        instances: `pred_boxes`, `scores` and perhaps `pred_keypoints` (P, K, 3) x, y, score, and
+            `pred_masks` (P, H, W) bool, in pixels of this image, on any device.
         skeleton: of the keypoints.
         sem_seg: (2, H, W) probabilities [1 - p, p] of a person; where p is over
             `mask_threshold` the image is tinted.
         score_threshold: people whose box scores less are left out.
         mask_threshold: see `sem_seg`.
         boxes: whether boxes and their labels are drawn.
+        masks: whether `pred_masks` are drawn, in the colours of the boxes.
         keypoint_threshold: joints that score up to this are left out.
         track_ids: (P,) number of each person in a video, written on the box. Box and skeleton have
             the number's colour; without numbers a box has its place's and edges have their side's.
@@ -78,6 +80,10 @@ def draw_people(
     if numbers is not None:
         labels = [f"{number}: {label}" for number, label in zip(numbers, labels, strict=True)]
     canvas = _Canvas(image_rgb, keypoint_threshold)
+    if masks and instances.has("pred_masks"):
+        _check_masks(instances.pred_masks, image_rgb)
+        # Below the boxes, labels and skeletons.
+        canvas.draw_masks(instances.pred_masks, numbers)
     if boxes:
         canvas.draw_boxes(instances.pred_boxes.tensor, labels, numbers)
     if keypoints is not None:
@@ -170,8 +176,13 @@ class _Canvas(Visualizer):
         self, boxes: torch.Tensor, labels: list[str] | None, numbers: list[int] | None
     ) -> None:
         """Boxes (P, 4) on the CPU in the colours of `numbers` (P,), or of their places."""
-        colors = [track_color(n) for n in (range(len(boxes)) if numbers is None else numbers)]
+        colors = _colors(len(boxes), numbers)
         self.overlay_instances(boxes=boxes.detach().numpy(), labels=labels, assigned_colors=colors)
+
+    def draw_masks(self, masks: torch.Tensor, numbers: list[int] | None) -> None:
+        """Masks (P, H, W) bool on the CPU in the colours of their boxes."""
+        colors = _colors(len(masks), numbers)
+        self.overlay_instances(masks=masks.numpy(), assigned_colors=colors, alpha=_MASK_OPACITY)
 
     def draw_poses(
         self,
@@ -198,6 +209,19 @@ class _Canvas(Visualizer):
                 keypoint_names=list(skeleton.keypoint_names), keypoint_connection_rules=rules
             )
             self.draw_and_connect_keypoints(keypoints[i].detach().numpy())
+
+
+def _colors(count: int, numbers: list[int] | None) -> list[tuple[float, float, float]]:
+    """Of people with `numbers`, or of so many places."""
+    return [track_color(n) for n in (range(count) if numbers is None else numbers)]
+
+
+def _check_masks(masks: torch.Tensor, image_rgb: np.ndarray) -> None:
+    if tuple(masks.shape[1:]) != image_rgb.shape[:2]:
+        raise ValueError(
+            f"pred_masks are {tuple(masks.shape)} on an image of {image_rgb.shape[:2]}: (P, H, W) "
+            "of the same image is needed"
+        )
 
 
 def _tinted(image_rgb: np.ndarray, person: torch.Tensor, threshold: float) -> np.ndarray:

@@ -221,3 +221,27 @@ def test_impossible_settings_are_named(cfg: CfgNode, changes: dict, message: str
     with pytest.raises(ValueError, match=message):
         build_augmentations(cfg, is_train=True)
     assert len(build_augmentations(cfg, is_train=False)) == 1
+
+
+# ------------------------------------------------------------------- colours
+
+
+def test_colours_change_as_much_as_wanted_and_geometry_does_not(paper_config) -> None:
+    cfg = paper_config("quick/demo.yaml", ["INPUT.AUGMENTATION", "resize"])
+    plain = build_augmentations(cfg, is_train=True)
+    cfg.INPUT.COLOR_JITTER = 0.2
+    jittered = build_augmentations(cfg, is_train=True)
+    # Brightness alone on a grey image: contrast and saturation keep it as it is.
+    grey = np.full((20, 30, 3), 100, np.uint8)
+    values = set()
+    for _ in range(30):
+        augmented = T.AugInput(grey)
+        for transform in jittered[len(plain) :]:
+            transform(augmented)
+        assert augmented.image.shape == grey.shape
+        values.add(round(float(augmented.image.mean())))
+    assert min(values) >= 79 and max(values) <= 121 and len(values) > 8
+    assert len(build_augmentations(cfg, is_train=False)) == 1
+    cfg.INPUT.COLOR_JITTER = 1.0
+    with pytest.raises(ValueError, match=r"INPUT\.COLOR_JITTER is 1\.0"):
+        build_augmentations(cfg, is_train=True)

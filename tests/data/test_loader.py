@@ -19,6 +19,7 @@ from mpn_d2.data.loader import (
     build_image_loader,
     build_pose_train_loader,
     seeded,
+    without_crowded_images,
 )
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -158,3 +159,21 @@ def test_dataset_travels_to_spawned_workers(cfg: CfgNode) -> None:
     dataset = build_pose_train_loader(cfg).dataset
     again = pickle.loads(pickle.dumps(dataset))
     _assert_same([[again[5]]], [[dataset[5]]])
+
+
+def test_images_of_many_people_can_be_left_out(cfg) -> None:
+    dicts = load_pose_dicts(cfg.DATASETS.TRAIN, is_train=True)
+    counts = [
+        sum(any(v > 0 for v in a.get("keypoints", [])[2::3]) for a in d["annotations"])
+        for d in dicts
+    ]
+    middle = sorted(counts)[len(counts) // 2]
+    assert min(counts) < max(counts)
+    kept = without_crowded_images(dicts, middle)
+    assert kept == [d for d, count in zip(dicts, counts) if count <= middle]
+    assert without_crowded_images(dicts, 0) == dicts
+    with pytest.raises(ValueError, match=r"INPUT\.MAX_PEOPLE_PER_IMAGE is -1"):
+        without_crowded_images(dicts, -1)
+    cfg.INPUT.MAX_PEOPLE_PER_IMAGE = middle
+    ids = {x["image_id"] for batch in _first(build_pose_train_loader(cfg), 6) for x in batch}
+    assert ids <= {d["image_id"] for d in kept}

@@ -31,7 +31,7 @@ WITH_IMAGES = sorted(
     for path in (REPO / "configs").rglob("*.yaml")
     if not path.name.startswith(("Base-", "PRN_", "UCR_", "Assembler_"))
     and path.stem not in REPEATS
-    and path.parent.name != "PoseRegression"
+    and path.relative_to(REPO / "configs").parts[0] in ("MultiPoseNet", "quick")
 )
 NARROW = [
     *("MODEL.PRN.NODES", "8", "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.KP_SUBNET.D_DIM", "32"),

@@ -26,6 +26,9 @@ from mpn_d2.evaluation.pose_evaluator import CURVE_FILES, RESULT_FILES
 from mpn_d2.structures.skeleton import get_skeleton
 
 SAMPLE = "coco_sample_val"
+# Without masks one by one: test_mask_results.py.
+TASKS = ("bbox", "keypoints")
+TASK_CURVES = {task: name.removesuffix(".png") for task, name in CURVE_FILES.items()}
 SKELETON = get_skeleton("coco")
 K = SKELETON.num_keypoints
 
@@ -152,8 +155,8 @@ def test_written_poses_are_the_annotations(tmp_path: Path) -> None:
         expected = np.array(person["keypoints"], dtype=float)
         expected[2::3] = np.minimum(expected[2::3], 1)
         np.testing.assert_allclose(pose["keypoints"], expected, atol=1e-4)
-    pictures = {*CURVE_FILES.values(), *(f.replace(".png", ".json") for f in CURVE_FILES.values())}
-    assert {f.name for f in tmp_path.iterdir()} == {*RESULT_FILES.values(), *pictures}
+    curves = {f"{TASK_CURVES[task]}.{end}" for task in TASKS for end in ("png", "json")}
+    assert {f.name for f in tmp_path.iterdir()} == {*(RESULT_FILES[t] for t in TASKS), *curves}
 
 
 def test_each_score_ranks_its_own_task() -> None:
@@ -305,7 +308,10 @@ def test_dataset_without_annotations(
     (line,) = [r.getMessage() for r in caplog.records if "COCO's server" in r.getMessage()]
     stems = [f"{kind}_test-dev2017_net_results" for kind in ("detections", "person_keypoints")]
     assert all(f"{stem}.zip" in line for stem in stems)
-    ours = {*RESULT_FILES.values(), *(f"{s}.{end}" for s in stems for end in ("json", "zip"))}
+    ours = {
+        *(RESULT_FILES[t] for t in TASKS),
+        *(f"{s}.{end}" for s in stems for end in ("json", "zip")),
+    }
     assert {f.name for f in out.iterdir()} == ours
     rows = json.loads((out / f"{stems[1]}.json").read_text())
     written = json.loads((out / RESULT_FILES["keypoints"]).read_text())
@@ -403,8 +409,8 @@ def test_sigmas_count(register_coco: Callable) -> None:
 
 
 def test_wrong_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="'segm'"):
-        _evaluator(tasks=["segm"])
+    with pytest.raises(ValueError, match="'panoptic'"):
+        _evaluator(tasks=["panoptic"])
     with pytest.raises(ValueError, match=r"coco_sample_val.*MODEL\.SKELETON"):
         _evaluator(sigmas=get_skeleton("crowdpose").sigmas)
     inputs, outputs = _truth(_content())

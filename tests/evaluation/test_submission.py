@@ -78,3 +78,11 @@ def test_names_that_are_no_file_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=r"EVAL\.ALGORITHM_NAME is "):
         write_submission(tmp_path, "bbox", [], "test-dev2017", name)
     assert not list(tmp_path.iterdir())
+
+
+def test_masks_have_a_file_of_their_own(tmp_path: Path) -> None:
+    mask = {"size": [4, 5], "counts": "04l0"}
+    rows = [{"image_id": 7, "category_id": 1, "segmentation": mask, "score": 0.5}]
+    path = write_submission(tmp_path, "segm", rows, "test-dev2017", "net")
+    assert Path(path).name == "detections_test-dev2017_net-segm_results.zip"
+    assert json.loads(Path(path).with_suffix(".json").read_text()) == rows

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from mpn_d2.engine import data_speed, inference_speed, pipeline_speed, speed_reference
+from mpn_d2.engine import data_speed, inference_speed, pipeline_speed, rcnn_speed, speed_reference
 from mpn_d2.engine.assembly_speed import crowd
 from tools import benchmark
 
@@ -128,6 +128,23 @@ def test_figures_of_the_inference_part(tmp_path, sample_dir, monkeypatch) -> Non
     seconds = {name: figures[f"inference/seconds/{name}"] for name in ("plain", "flip")}
     assert figures["inference/ratio/flip"] == pytest.approx(seconds["flip"] / seconds["plain"])
     assert all(value > 0 for value in figures.values())
+
+
+def test_figures_of_the_heads_part(tmp_path, sample_dir, monkeypatch) -> None:
+    monkeypatch.setattr(rcnn_speed, "_BOX", (12.0, 24.0))
+    config = str(sample_dir.parents[1] / "configs/MultitaskRCNN/quick_overfit_two.yaml")
+    output = tmp_path / "heads.json"
+    arguments = ["--config-file", config, "--part", "heads", "--output", str(output)]
+    arguments += ["--repeats", "1", "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(8, 8)"]
+    benchmark.main(benchmark.parse_args(arguments))
+    figures = json.loads(output.read_text())["metrics"]
+    kinds = ("none", "conv", "heatmap", "both")
+    seconds = {kind: figures.pop(f"heads/seconds/{kind}/20") for kind in kinds}
+    assert all(value > 0 for value in seconds.values())
+    for kind in kinds[1:]:
+        ratio = figures.pop(f"heads/ratio/{kind}/20")
+        assert ratio == pytest.approx(seconds[kind] / seconds["none"])
+    assert not figures
 
 
 PIPELINE = ["--modes", "plain", "fp32", "--persons", "0", "3", "--size", "64", "--rounds", "2"]

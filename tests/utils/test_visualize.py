@@ -102,6 +102,26 @@ def test_mask_tints_the_person_and_nothing_else():
     assert (over[50, 160] == draw_people(GREY, person(JOINTS), COCO)[50, 160]).all()
 
 
+def test_masks_of_people_one_by_one():
+    people = Instances.cat([person({}), person({})])
+    people.pred_masks = torch.zeros(2, 120, 200, dtype=torch.bool)
+    people.pred_masks[0, 60:100, 20:60] = True
+    people.pred_masks[1, 10:50, 120:190] = True
+    different = changed(draw_people(GREY, people, COCO, boxes=False))
+    assert different[62:98, 22:58].all() and different[12:48, 122:188].all()
+    assert not different[:, 70:110].any() and not different[60:, 70:].any()
+    # Each in the colour of its box, translucent.
+    picture = draw_people(GREY, people, COCO, boxes=False).astype(int) - GREY
+    for number, pixel in ((0, picture[80, 40]), (1, picture[30, 150])):
+        toward = np.array(track_color(number)) * 255 - 90
+        assert np.abs(pixel - 0.3 * toward).max() < 3
+    assert not changed(draw_people(GREY, people, COCO, boxes=False, masks=False)).any()
+    assert not changed(draw_people(GREY, people[:0], COCO)).any()
+    people.pred_masks = people.pred_masks[:, :50]
+    with pytest.raises(ValueError, match=r"pred_masks are \(2, 50, 200\)"):
+        draw_people(GREY, people, COCO)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 70), (70, 1), (33, 101), (2, 3)])
 def test_any_size_of_image(size: tuple[int, int]):
     image = np.zeros((*size, 3), dtype=np.uint8)

@@ -68,7 +68,7 @@ class LearnedEvidence(Evidence):
         chance = found.probabilities()
         # `nan_to_num`: broken coordinates or weights mean "may not match".
         chance = torch.nan_to_num(chance + _LEAST, nan=0.0)
-        scores = chance.new_zeros(len(batch.boxes), *batch.ids.shape[1:])
+        scores = chance.new_zeros((batch.boxes.shape[0], *batch.ids.shape[1:]))
         scores[place] = chance
         if not (peaks or oks):
             return Rating(scores)
@@ -88,12 +88,12 @@ class LearnedEvidence(Evidence):
         """The pairs of a batch, and their (box, type, column) in (B, K, M)."""
         points = batch.points[batch.image]
         inside = person_grid.in_margin(points, batch.boxes, self.margin)
-        inside &= batch.ids[batch.image] >= 0
+        inside = inside & (batch.ids[batch.image] >= 0)
         box, kind, column = inside.nonzero().unbind(1)
         kinds, columns = batch.ids.shape[1:]
         corner, sides = _corner_and_sides(batch.boxes)
         place = (points[box, kind, column] - corner[box]) / sides[box]
-        every_kind = torch.arange(kinds, device=box.device).repeat_interleave(columns)
+        every_kind = torch.arange(kinds, device=box.device)[:, None].expand_as(batch.ids)
         pairs = Pairs(
             box=box,
             slot=box * kinds + kind,
@@ -102,7 +102,7 @@ class LearnedEvidence(Evidence):
             place=place,
             score=batch.scores[batch.image[box], kind, column],
             box_features=box_features(batch.boxes, batch.image),
-            candidate_kind=every_kind.repeat(len(batch.ids)),
+            candidate_kind=every_kind.flatten(),
         )
         return pairs, (box, kind, column)
 

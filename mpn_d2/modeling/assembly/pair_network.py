@@ -59,7 +59,7 @@ class Pairs:
     @property
     def num_candidates(self) -> int:
         """C."""
-        return len(self.candidate_kind)
+        return self.candidate_kind.shape[0]
 
     def select(self, kept: torch.Tensor) -> Pairs:
         """Some of the pairs, by index; boxes and candidates stay."""
@@ -163,11 +163,10 @@ def box_features(boxes: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
     low = torch.maximum(boxes[:, None, :2], boxes[:, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[:, 2:])
     shared = (high - low).clamp(min=0.0).prod(dim=2)
-    others = (image[:, None] == image) & ~torch.eye(
-        len(boxes), dtype=torch.bool, device=boxes.device
-    )
+    row = torch.arange(boxes.shape[0], device=boxes.device)
+    others = (image[:, None] == image) & (row[:, None] != row)
     shared = torch.where(others, shared, 0.0)
-    if len(boxes) == 0:
+    if boxes.shape[0] == 0:
         return boxes.new_zeros(0, BOX_FEATURES)
     iou = shared / (area[:, None] + area - shared).clamp(min=1.0)
     return torch.stack(
@@ -204,7 +203,7 @@ class BoxSummary(nn.Module):
         self, normed: torch.Tensor, weight: torch.Tensor, pairs: Pairs
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(E, D) features and (E,) weights to (S, message) slots and (B, box_width) boxes."""
-        num_boxes = len(pairs.box_features)
+        num_boxes = pairs.box_features.shape[0]
         ones = torch.ones_like(pairs.place[:, :1])
         told = torch.cat([self.to_slot(normed), pairs.place, ones], dim=1) * weight[:, None]
         slots = segment_sum(told, pairs.slot, num_boxes * self.num_keypoints)
@@ -246,7 +245,7 @@ class PairRound(nn.Module):
         weight = (of_slot * of_candidate).sqrt()
         normed = self.norm(features)
         slots, boxes = self.summary(normed, weight, pairs)
-        expected = self.from_box(boxes).view(len(slots), self.message)
+        expected = self.from_box(boxes).view(slots.shape[0], self.message)
         told = self.to_candidate(normed) * of_candidate[:, None]
         wanted = segment_sum(told, pairs.candidate, pairs.num_candidates)
         offset = pairs.place - expected[:, :2][pairs.slot]
@@ -338,7 +337,9 @@ class PairNetwork(nn.Module):
         limit = _LARGEST_LOGIT
         return PairLogits(
             pairs=self.readers[number](features)[:, 0].float().clamp(-limit, limit),
-            no_candidate=self.no_candidate[number].expand(len(pairs.box_features), -1).flatten(),
+            no_candidate=self.no_candidate[number]
+            .expand(pairs.box_features.shape[0], -1)
+            .flatten(),
             no_box=self.no_box[number][pairs.candidate_kind],
         )
 
@@ -352,7 +353,7 @@ class PairNetwork(nn.Module):
         """(E, inputs) a pair's place, score, and how many compete with it."""
         one = torch.ones_like(pairs.score)
         rivals = segment_sum(one, pairs.candidate, pairs.num_candidates)[pairs.candidate]
-        choices = segment_sum(one, pairs.slot, len(pairs.box_features) * self.num_keypoints)
+        choices = segment_sum(one, pairs.slot, pairs.box_features.shape[0] * self.num_keypoints)
         scales = math.pi * 2.0 ** (torch.arange(_OCTAVES, device=one.device) - 1)
         waves = (pairs.place[:, :, None] * scales).flatten(1)
         counts = [pairs.score, rivals.log(), choices[pairs.slot].log()]

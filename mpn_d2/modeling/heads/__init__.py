@@ -1,3 +1,4 @@
+from mpn_d2.modeling.heads.bottom_up_features import BottomUpMaps, BottomUpReader, build_bottom_up
 from mpn_d2.modeling.heads.build import (
     KEYPOINT_HEATMAP_HEAD_REGISTRY,
     build_keypoint_heatmap_head,
@@ -7,9 +8,13 @@ from mpn_d2.modeling.heads.keypoint_heatmap import KeypointSubnet, SingleLevelSu
 from mpn_d2.modeling.heads.openpose_channels import OpenPoseSubnet
 from mpn_d2.modeling.heads.pose_regression import PoseOffsetHead
 from mpn_d2.modeling.heads.pose_scoring import OKSFilter, PoseScorer
+from mpn_d2.modeling.heads.tag_head import AssociativeEmbeddingHead
 
 __all__ = [
     "KEYPOINT_HEATMAP_HEAD_REGISTRY",
+    "AssociativeEmbeddingHead",
+    "BottomUpMaps",
+    "BottomUpReader",
     "HeatmapHead",
     "HeatmapTargets",
     "KeypointSubnet",
@@ -18,5 +23,6 @@ __all__ = [
     "PoseOffsetHead",
     "PoseScorer",
     "SingleLevelSubnet",
+    "build_bottom_up",
     "build_keypoint_heatmap_head",
 ]

@@ -165,8 +165,8 @@ class HeatmapHead(nn.Module):
         heatmaps = encode_heatmaps(
             gt_keypoints, self.num_keypoints, size, self.stride, self.sigma, self.cut, self.merge
         )
-        person = _pad_and_stack(person_masks, size).to(heatmaps)
-        ignore = _pad_and_stack(ignore_masks, size)
+        person = pad_and_stack(person_masks, size).to(heatmaps)
+        ignore = pad_and_stack(ignore_masks, size)
         keep = (ignore != 1).to(heatmaps).expand(-1, self.num_keypoints, -1, -1)
         keep_mask = ((ignore == 0) if self.mask_seg else (ignore != 2)).to(heatmaps)
         weight = keep * (1 + self.peak_weight * heatmaps)
@@ -219,7 +219,7 @@ class HeatmapHead(nn.Module):
         return candidates, outputs.maps[:, self.num_keypoints].float().clamp(0, 1)
 
 
-def _pad_and_stack(masks: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
+def pad_and_stack(masks: list[torch.Tensor], size: tuple[int, int]) -> torch.Tensor:
     """(h, w) masks -> (N, 1, H, W), zeros to the right and below."""
     padded = []
     for mask in masks:

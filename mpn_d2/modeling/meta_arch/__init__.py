@@ -1,6 +1,15 @@
+from mpn_d2.modeling.meta_arch.associative_embedding import AssociativeEmbedding
 from mpn_d2.modeling.meta_arch.multiposenet import MultiPoseNet
 from mpn_d2.modeling.meta_arch.pose_assembly import PoseAssembly
 from mpn_d2.modeling.meta_arch.pose_regression import PoseRegression
 from mpn_d2.modeling.meta_arch.single_person import SinglePersonNet
+from mpn_d2.modeling.meta_arch.unified_association import RecurrentAssociation
 
-__all__ = ["MultiPoseNet", "PoseAssembly", "PoseRegression", "SinglePersonNet"]
+__all__ = [
+    "AssociativeEmbedding",
+    "MultiPoseNet",
+    "PoseAssembly",
+    "PoseRegression",
+    "RecurrentAssociation",
+    "SinglePersonNet",
+]

@@ -1,0 +1,156 @@
+"""Memory and time of a recurrent decoder: what backward passes keep, seconds per person.
+
+Letters: P people, C channels, H x W cells.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from mpn_d2.modeling.heads.part_sequence import PartSequenceDecoder
+from mpn_d2.modeling.meta_arch.sequence_training import SequenceTargets, SequenceTraining
+
+MIB = 2**20
+
+
+class SavedBytes:
+    """Bytes that autograd keeps for backward passes, each tensor's memory once.
+
+    Attributes:
+        now: kept at this moment.
+        peak: the most so far.
+    """
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+        self._users: dict[int, int] = {}
+        self._parameters: set[int] = set()
+
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Inside, what is saved is counted, until it is freed; the model's own weights are not."""
+        self._parameters = {_memory(p)[0] for p in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor: _Kept(tensor, self), lambda kept: kept.tensor
+        ):
+            yield
+
+    def add(self, tensor: torch.Tensor) -> None:
+        key, size = _memory(tensor)
+        if key in self._parameters:
+            return
+        self._users[key] = self._users.get(key, 0) + 1
+        if self._users[key] == 1:
+            self.now += size
+            self.peak = max(self.peak, self.now)
+
+    def drop(self, tensor: torch.Tensor) -> None:
+        key, size = _memory(tensor)
+        if key in self._parameters:
+            return
+        self._users[key] -= 1
+        if not self._users[key]:
+            del self._users[key]
+            self.now -= size
+
+
+class _Kept:
+    """A saved tensor, counted as long as autograd holds it."""
+
+    def __init__(self, tensor: torch.Tensor, counter: SavedBytes) -> None:
+        self.tensor, self._counter = tensor, counter
+        counter.add(tensor)
+
+    def __del__(self) -> None:
+        self._counter.drop(self.tensor)
+
+
+def _memory(tensor: torch.Tensor) -> tuple[int, int]:
+    """Identity and bytes of the memory under a tensor; views share it."""
+    storage = tensor.untyped_storage()
+    return storage._cdata, storage.nbytes()
+
+
+def step_bytes(
+    decoder: PartSequenceDecoder, channels: int, people: int, size: tuple[int, int]
+) -> int:
+    """What a training step on one image keeps for its backward pass; nothing is computed.
+
+    Args:
+        decoder: on the meta device.
+        channels: C of its features.
+        people: that are written, and one step more for the stop score.
+        size: (H, W).
+    """
+    kept = SavedBytes()
+    features = torch.empty(1, channels, *size, device="meta")
+    targets = torch.empty(people, decoder.num_keypoints, *size, device="meta")
+    with kept.watching(decoder):
+        state, total, logits, written = decoder.start(decoder.lstm1, features), [], [], []
+        for step in range(people + 1):
+            maps, logit, state = decoder.write(features, state, step)
+            logits.append(logit)
+            written.append(maps)
+        total.append((torch.cat(written[:people]) - targets).square().sum())
+        if decoder.lstm2 is not None:
+            state, again = decoder.start(decoder.lstm2, features), []
+            for maps in written[:people]:
+                maps, state = decoder.write_again(features, maps, state)
+                again.append(maps)
+            total.append((torch.cat(again) - targets).square().sum())
+        loss = sum(total) + nn.functional.softplus(torch.cat(logits)).sum()
+    found = kept.peak
+    del loss, total, logits, written, state
+    return found
+
+
+def chunk_bytes(
+    training: SequenceTraining, features: torch.Tensor, targets: SequenceTargets, chunk: int | None
+) -> int:
+    """The most that is kept at any moment while one image trains in chunks: measured.
+
+    Args:
+        training: of a decoder with real weights.
+        features: (1, C, H, W).
+        targets: of the image.
+        chunk: steps between two backward passes; None: one pass over all.
+    """
+    kept = SavedBytes()
+    with kept.watching(training.decoder):
+        for losses in training.chunks(lambda: features, [targets], chunk):
+            sum(losses.values()).backward()
+            del losses
+    return kept.peak
+
+
+@torch.no_grad()
+def seconds_per_person(
+    decoder: PartSequenceDecoder, channels: int, size: tuple[int, int], rounds: int = 3
+) -> dict[str, float]:
+    """Median seconds that each LSTM takes for one person of one image, all its passes.
+
+    Args:
+        decoder: in evaluation mode.
+        channels: C of its features.
+        size: (H, W).
+        rounds: measurements, after one that does not count.
+    """
+    features = torch.rand(1, channels, *size)
+    state = decoder.start(decoder.lstm1, features)
+    times: dict[str, list[float]] = {"lstm1": [], "lstm2": []}
+    state2 = decoder.start(decoder.lstm2, features) if decoder.lstm2 is not None else None
+    for step in range(rounds + 1):
+        start = time.perf_counter()
+        maps, _, state = decoder.write(features, state, step)
+        times["lstm1"].append(time.perf_counter() - start)
+        if state2 is not None:
+            start = time.perf_counter()
+            _, state2 = decoder.write_again(features, maps, state2)
+            times["lstm2"].append(time.perf_counter() - start)
+    return {name: statistics.median(found[1:]) for name, found in times.items() if found}

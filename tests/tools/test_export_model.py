@@ -1,0 +1,111 @@
+"""tools/export_model.py and tools/onnx_demo.py on a small network: files, lines, failures."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import cv2
+import numpy as np
+import pytest
+from export_cases import CONFIG, REPO, SMALL, picture, small_config, small_network
+
+from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.engine.cli import run_command
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, REPO / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tool = load("export_model")
+CONFIG_FILE = str(REPO / "configs" / CONFIG)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("weights")
+    PoseCheckpointer(small_network(small_config()), str(folder)).save("model")
+    return str(folder / "model.pth")
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("photos") / "photo.png"
+    cv2.imwrite(str(path), picture(70, 110, 0.6))
+    return path
+
+
+def line(weights: str, photo: Path, output: Path, *arguments: str, opts=()) -> list[str]:
+    given = ["--config-file", CONFIG_FILE, "--output", str(output), "--images", str(photo)]
+    return [*given, *arguments, "--opts", *SMALL, "MODEL.WEIGHTS", weights, *opts]
+
+
+def error_of(arguments: list[str], capsys) -> str:
+    """The one line that a call ends with."""
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: tool.main(tool.parse_args(arguments)))
+    assert ended.value.code == 2
+    (last,) = capsys.readouterr().err.strip().splitlines()
+    return last
+
+
+def test_writes_an_onnx_file_that_the_demo_draws(weights, photo, tmp_path, capsys):
+    for name in ("onnx", "onnxruntime"):
+        pytest.importorskip(name, reason=f"{name} is missing: the extra `export` brings it")
+    options = ["MODEL.ASSEMBLER.MATCHING", "hungarian"]
+    tool.main(tool.parse_args(line(weights, photo, tmp_path / "new", opts=options)))
+    out = capsys.readouterr().out
+    assert "MATCHING hungarian becomes mutual_best" in out and "compared with PyTorch: 4 im" in out
+    (path,) = (tmp_path / "new").iterdir()
+    assert path.name == "R_18_small_fp32.onnx" and f"{path}: " in out
+
+    demo = load("onnx_demo")
+    session, about = demo.load(str(path))
+    image = picture(70, 110, 0.6)
+    found = demo.find(session, about, image)
+    drawn, count = demo.draw(image, found, about, 0.5)
+    assert count == (found["scores"] >= 0.5).sum() > 3
+    assert drawn.shape == image.shape and (drawn != image).any()
+    untouched, nobody = demo.draw(image, {**found, "person_mask": np.zeros((70, 110))}, about, 2.0)
+    assert nobody == 0 and (untouched == image).all()
+
+    # By itself: no module of this package, of PyTorch or Detectron2.
+    command = [sys.executable, "-X", "importtime", str(REPO / "tools" / "onnx_demo.py")]
+    done = subprocess.run(
+        [*command, str(path), str(photo), str(tmp_path / "drawn.png")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0 and f"drawn.png: {count} people" in done.stdout, done.stderr[-500:]
+    imported = {x.rsplit("|", 1)[-1].strip().split(".")[0] for x in done.stderr.splitlines()}
+    assert "onnxruntime" in imported and not imported & {"torch", "detectron2", "mpn_d2"}
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "drawn.png")), drawn)
+    assert len((REPO / "tools" / "onnx_demo.py").read_text().splitlines()) <= 60
+
+
+def test_failures_are_one_line(weights, photo, tmp_path, capsys, monkeypatch):
+    def failing(*arguments: str, opts=(), images=photo) -> str:
+        return error_of(line(weights, images, tmp_path / "out", *arguments, opts=opts), capsys)
+
+    assert "TTA" in failing(opts=["TTA.ENABLED", "True"])
+    assert "--format onnx" in failing("--format", "torchscript", "--precision", "int8")
+    assert "nowhere: not found" in failing(images=tmp_path / "nowhere")
+    assert "missing.pth" in failing(
+        "--format", "torchscript", opts=["MODEL.WEIGHTS", "missing.pth"]
+    )
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert "pip install onnx onnxruntime" in failing()
+    assert not (tmp_path / "out").exists()
+
+
+def test_calibration_images_are_spread():
+    assert tool.spread(list(range(10)), 4) == [0, 2, 5, 7]
+    assert tool.spread([1, 2], 4) == [1, 2]

@@ -1,0 +1,104 @@
+"""tools/train_unified.py and tools/draw_sequence.py: figures side by side, tables, pictures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from detectron2.modeling import build_model
+from PIL import Image
+
+from mpn_d2.config import load_config
+from mpn_d2.engine.checkpoint import PoseCheckpointer
+
+REPO = Path(__file__).resolve().parents[2]
+TINY = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.MAX_ITER", "1"]
+TINY += ["STAGES.JOINT.SOLVER.MAX_ITER", "1", "STAGES.JOINT.SOLVER.IMS_PER_BATCH", "1"]
+TINY += ["MODEL.SEQUENCE.MAX_ITERATIONS", "2", "MODEL.HOURGLASS.WIDTH", "8"]
+TINY += ["MODEL.HOURGLASS.GROWTH", "4", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
+TINY += ["SOLVER.AMP.ENABLED", "False", "MODEL.PRN.NODES", "8"]
+
+
+def load_tool(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, REPO / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+tool, picture_tool = load_tool("train_unified"), load_tool("draw_sequence")
+
+
+@pytest.fixture()
+def base(tmp_path, monkeypatch) -> str:
+    """A base network's checkpoint; 3 test images in the place of all."""
+    draw = tool.write_dataset
+
+    def draw_few(*arguments: object, **options: object):
+        options["count"] = options["count"] or 3
+        return draw(*arguments, **{**options, "workers": 1})
+
+    monkeypatch.setattr(tool, "write_dataset", draw_few)
+    # The tool sets it; put back after the test.
+    monkeypatch.setenv("DETECTRON2_DATASETS", "")
+    options = ["MODEL.PRN.NODES", "8", "MODEL.DEVICE", "cpu"]
+    model = build_model(load_config(str(REPO / "configs/quick/drawn_v1.yaml"), options))
+    PoseCheckpointer(model, str(tmp_path)).save("base")
+    return str(tmp_path / "base.pth")
+
+
+def run(folder: Path, base: str, *arguments: str) -> dict:
+    common = ["--runs", str(folder / "runs"), "--base", base, "--images", "3"]
+    tool.main(tool.parse_args([*common, *arguments, "--opts", *TINY]))
+    file = folder / "runs" / "try" / "results" / "unified_association.json"
+    return json.loads(file.read_text())
+
+
+def test_systems_and_rows_stand_side_by_side_and_steps_are_drawn(tmp_path, base, capsys):
+    page = tool.PAGE.read_text()
+    found = run(tmp_path, base)
+    for system in ("recurrent", "tag_grouping", "multiposenet"):
+        for figure in ("AP", "count_right", "AP_overlap_0_0.1", "AP_overlap_0.3_1"):
+            assert f"drawn-crowd-v1/{system}/keypoints/{figure}" in found["metrics"]
+    assert "keypoints/AP" in found["metrics"]  # on drawn-v1
+    picture = tmp_path / "runs" / "try" / "images" / "unified_association_steps.png"
+    assert Image.open(picture).height >= 260
+    found = run(tmp_path, base, "--rows", "--only", "loop_0", "T_1")
+    assert {"drawn-crowd-v1/recurrent", "drawn-crowd-v1/rows/T_1"} <= set(found["runs"])
+    tables = tool.tables(found)
+    assert set(tables) == {"systems", "rows"}
+    assert [line.split("|")[1].strip() for line in tables["rows"].splitlines()[2:]] == [
+        "`loop_0`",
+        "`T_1`",
+    ]
+    assert tables["systems"] in capsys.readouterr().out
+    assert tool.PAGE.read_text() == page  # a try
+
+    weights = tmp_path / "runs" / "try" / "unified" / "recurrent" / "model_final.pth"
+    images = tmp_path / "runs" / "try" / "datasets" / "drawn-crowd-v1" / "test"
+    output = tmp_path / "drawn" / "steps.png"
+    arguments = ["--config-file", "UnifiedAssociation/quick_crowd.yaml", "--output", str(output)]
+    arguments += ["--input", str(images / "000001.png"), "--columns", "2", *TINY]
+    arguments += ["MODEL.SEQUENCE.OMEGA_TEST", "0.0", "MODEL.WEIGHTS", str(weights)]
+    picture_tool.main(picture_tool.parse_args(arguments))
+    # Everybody and two steps (the most), two in a row.
+    width, height = Image.open(output).size
+    assert abs(width - 2 * 240) < 60 and height == 2 * 260
+
+
+def test_mistakes_are_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train it with tools/train_synthetic.py"):
+        tool.main(tool.parse_args(["--runs", str(tmp_path)]))
+    with pytest.raises(ValueError, match="--only T_9: choose of loop_2"):
+        tool.main(tool.parse_args(["--runs", str(tmp_path), "--rows", "--only", "T_9"]))
+    sample = str(REPO / "datasets/coco_sample/val/000000160012.jpg")
+    common = ["--config-file", "UnifiedAssociation/quick_crowd.yaml", "--input", sample]
+    with pytest.raises(ValueError, match="name a .png"):
+        picture_tool.main(picture_tool.parse_args([*common, "--output", "steps.jpg"]))
+    with pytest.raises(ValueError, match=r"give MODEL\.WEIGHTS"):
+        picture_tool.main(picture_tool.parse_args([*common, "--output", "steps.png"]))
