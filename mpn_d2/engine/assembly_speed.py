@@ -18,7 +18,7 @@ from mpn_d2.engine.stages import stage_config
 from mpn_d2.modeling.assembly import build_pose_assembler
 from mpn_d2.structures.outputs import Candidates
 from mpn_d2.structures.skeleton import get_skeleton
-from mpn_d2.utils.timing import clocked, seconds_of
+from mpn_d2.utils.timing import clocked, one_core, seconds_of
 
 # People in the image that is assembled.
 CROWDS = (20, 100)
@@ -99,12 +99,8 @@ def _rasterising_speed(
         for batch in itertools.islice(loader, batches):
             evidence.encode_samples(batch)
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_core():
         times = [clocked(read) for _ in range(passes + 1)]
-    finally:
-        torch.set_num_threads(threads)
     wall, processor = (min(values) for values in zip(*times[1:], strict=True))
     count = batches * cfg.SOLVER.IMS_PER_BATCH
     return {

@@ -6,7 +6,6 @@ import itertools
 import time
 from collections.abc import Callable
 
-import cv2
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
@@ -18,7 +17,7 @@ from mpn_d2.data.loader import build_pose_train_loader
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.stages import stage_config
 from mpn_d2.engine.trainer import PoseTrainer
-from mpn_d2.utils.timing import clocked, in_fresh_process, peak_mib, wait_for
+from mpn_d2.utils.timing import clocked, in_fresh_process, one_core, peak_mib, wait_for
 
 
 def measure_data(
@@ -67,14 +66,8 @@ def with_batch(cfg: CfgNode, size: int) -> CfgNode:
 
 
 def _loader_speed(cfg: CfgNode, images: int, passes: int) -> dict[str, float]:
-    threads = torch.get_num_threads(), cv2.getNumThreads()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
-    try:
+    with one_core():
         times = [_read(cfg, images) for _ in range(passes + 1)]
-    finally:
-        torch.set_num_threads(threads[0])
-        cv2.setNumThreads(threads[1])
     wall, processor = (min(values) for values in zip(*times[1:], strict=True))
     return {
         "data/images_per_second": images / wall,

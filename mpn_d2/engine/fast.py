@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import torch._inductor.config
 from detectron2.config import CfgNode
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.layers.batch_norm import CycleBatchNormList
@@ -208,14 +209,17 @@ class _Compiled:
             return dense(blocks.flatten(4, 5).flatten(2, 3))
 
         self.step = step
-        # Freezing: weights are constants, which can be laid out for the processor once.
-        self.of_blocks = torch.compile(of_blocks, options={"freezing": True})
+        # Networks do not use up one another's number of programs, behind which nothing is compiled.
+        self.of_blocks = torch.compile(of_blocks, isolate_recompiles=True)
 
     def __call__(self, images: torch.Tensor) -> DenseOutputs:
         blocks = images.unflatten(3, (-1, self.step)).unflatten(2, (-1, self.step))
         for sides in (0, 2, 4):
             torch._dynamo.maybe_mark_dynamic(blocks, sides)
-        return self.of_blocks(blocks)
+        # Freezing: weights are constants, which are laid out for the processor once. It must be on
+        # where the network is traced, too: among the options of torch.compile it does nothing.
+        with torch._inductor.config.patch(freezing=True):
+            return self.of_blocks(blocks)
 
 
 class _NoTraining:

@@ -17,7 +17,7 @@ from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.predictor import ImagePredictor
 from mpn_d2.structures.skeleton import get_skeleton
-from mpn_d2.utils.timing import in_fresh_process, peak_mib, seconds_of
+from mpn_d2.utils.timing import in_fresh_process, one_core, peak_mib, seconds_of
 
 # Of the maps that peaks are searched in: cells a side, stride, candidates of all types together.
 _CELLS, _STRIDE, CANDIDATES = 120, 4, 200
@@ -73,12 +73,8 @@ def peak_seconds(cfg: CfgNode, repeats: int) -> float:
 
     if work() != CANDIDATES:
         raise ValueError(f"{work()} peaks found of {CANDIDATES} that were drawn")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_core():
         return statistics.median(seconds_of(work, repeats))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def flip_seconds(cfg: CfgNode, weights: str, image: torch.Tensor, repeats: int) -> dict[str, float]:

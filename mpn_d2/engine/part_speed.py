@@ -19,7 +19,7 @@ from mpn_d2.data.datasets import load_pose_dicts
 from mpn_d2.engine.data_speed import training_step, with_batch
 from mpn_d2.engine.stages import stage_config
 from mpn_d2.structures.skeleton import get_skeleton
-from mpn_d2.utils.timing import seconds_of, wait_for
+from mpn_d2.utils.timing import one_core, seconds_of, wait_for
 from mpn_d2.utils.visualize import draw_people
 
 # Parts of a pass in their order; `finish` is what the others leave of it: results in the size that
@@ -159,15 +159,23 @@ def drawing_seconds(cfg: CfgNode, image: torch.Tensor, result: dict, repeats: in
 def loader_seconds(cfg: CfgNode, repeats: int) -> float:
     """Median seconds from the file of a bundled photograph to the network's input, one core."""
     mapper = PoseDatasetMapper(cfg, is_train=False)
-    dicts = load_pose_dicts([f"{_SAMPLE}_val"], is_train=False)[:1]
-    if not Path(dicts[0]["file_name"]).is_file():
-        raise ValueError(f"{dicts[0]['file_name']} is missing: the bundled photographs are needed")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return statistics.median(seconds_of(lambda: mapper(dicts[0]), repeats))
-    finally:
-        torch.set_num_threads(threads)
+    photograph = bundled_photograph()
+    with one_core():
+        return statistics.median(seconds_of(lambda: mapper(photograph), repeats))
+
+
+def bundled_photograph() -> dict:
+    """Detectron2's description of an image of the bundled sample.
+
+    Raises:
+        ValueError: its file is missing.
+    """
+    photograph = load_pose_dicts([f"{_SAMPLE}_val"], is_train=False)[0]
+    if not Path(photograph["file_name"]).is_file():
+        raise ValueError(
+            f"{photograph['file_name']} is missing: the bundled photographs are needed"
+        )
+    return photograph
 
 
 def training_step_seconds(cfg: CfgNode, size: int, repeats: int) -> float:

@@ -31,6 +31,7 @@ from mpn_d2.engine.fast import (
 )
 from mpn_d2.engine.machine_speed import matmul_gflops
 from mpn_d2.engine.part_speed import (
+    bundled_photograph,
     drawing_seconds,
     loader_seconds,
     part_gflops,
@@ -40,7 +41,7 @@ from mpn_d2.engine.part_speed import (
     total_gflops,
     training_step_seconds,
 )
-from mpn_d2.engine.speed_people import People, check_people, place_people, seeing
+from mpn_d2.engine.speed_people import People, check_people, dense_outputs, place_people, seeing
 from mpn_d2.engine.speed_reference import NAMES, TopDown
 from mpn_d2.utils.timing import in_fresh_process, peak_mib
 
@@ -91,6 +92,8 @@ class Settings:
             raise ValueError(f"--against {self.against}: choose of {', '.join(NAMES)}")
         if not self.persons or min(self.persons) < 0:
             raise ValueError("--persons needs numbers of people, 0 or more")
+        if min([self.size, *self.sizes]) < 1:
+            raise ValueError("--size and --sizes need sides of images, 1 pixel or more")
 
     @property
     def main_count(self) -> int:
@@ -134,6 +137,7 @@ def measure_pipeline(cfg: CfgNode, settings: Settings) -> dict[str, float | None
         else:
             modes.append(mode)
     runners = build_runners(cfg, settings, modes)
+    _check_before(runners, settings)
     for count in settings.persons:
         times = times_in_turns(runners, settings, count, settings.size)
         figures |= _time_figures(times, settings, count)
@@ -147,6 +151,16 @@ def measure_pipeline(cfg: CfgNode, settings: Settings) -> dict[str, float | None
         figures |= _memory_figures(cfg, settings, runners)
         figures |= _machine_figures(cfg)
     return figures
+
+
+def _check_before(runners: Sequence[Runner], settings: Settings) -> None:
+    """Raises a ValueError for what would end a measurement after minutes of it."""
+    model = next((r.model for r in runners if r.model is not None), None)
+    if model is not None:
+        for side in (settings.size, *settings.sizes):
+            dense_outputs(model, place_people(0, side), side)
+    if settings.details:
+        bundled_photograph()
 
 
 def speed_config(cfg: CfgNode, persons: Sequence[int]) -> CfgNode:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import torch
 
 
@@ -35,6 +37,19 @@ def clocked(work: Callable[[], None]) -> tuple[float, float]:
     start = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """Inside, PyTorch and OpenCV compute with one thread."""
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
 
 
 def wait_for(device: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,28 @@ def test_one_compiled_program_serves_all_sizes():
         with torch.no_grad():
             want = plain.dense(x).maps
         torch.testing.assert_close(quick.dense(x).maps, want, rtol=0, atol=1e-5)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1
+    if torch.backends.mkldnn.is_available():
+        # Weights are constants to the compiler: those of all convolutions are laid out anew.
+        assert counters["inductor"]["mkldnn_conv_weight_pack_matcher_count"] >= 8
+    torch._dynamo.reset()
+
+
+def test_many_networks_are_compiled_each_for_itself(monkeypatch):
+    """An ensemble: PyTorch compiles a function only so many times."""
+    compiler = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(fast.torch, "compile", compiler)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    torch._dynamo.utils.counters.clear()
+    x = torch.randn(1, 3, 32, 40)
+    for _ in range(2):
+        plain = Small().eval()
+        quick = take_steps(copy.deepcopy(plain), MODES["fp32_compiled"])
+        with torch.no_grad():
+            want = plain.dense(x).maps
+        torch.testing.assert_close(quick.dense(x).maps, want, rtol=0, atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     torch._dynamo.reset()
 
 

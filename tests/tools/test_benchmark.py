@@ -213,6 +213,32 @@ def test_operations_and_parameters_are_counted_right(sample_dir) -> None:
     assert sum(part_parameters(model).values()) == total
 
 
+def test_photographs_that_are_missing_end_it_before_it_begins(sample_dir, monkeypatch) -> None:
+    from mpn_d2.config import load_config
+    from mpn_d2.engine import part_speed
+
+    cfg = load_config(str(sample_dir.parents[1] / LITE), [*OPTIONS])
+    missing = [{"file_name": "/no/photo.jpg"}]
+    monkeypatch.setattr(part_speed, "load_pose_dicts", lambda *names, **how: missing)
+    settings = pipeline_speed.Settings("lite", [2], size=64, modes=["plain"], rounds=1)
+    monkeypatch.setattr(pipeline_speed, "times_in_turns", None)
+    with pytest.raises(ValueError, match="/no/photo.jpg is missing"):
+        pipeline_speed.measure_pipeline(cfg, settings)
+
+
+def test_one_core_is_one_thread_of_both() -> None:
+    import cv2
+
+    from mpn_d2.utils.timing import one_core
+
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    with one_core():
+        assert (torch.get_num_threads(), cv2.getNumThreads()) == (1, 1)
+    assert (torch.get_num_threads(), cv2.getNumThreads()) == (before[0], 2)
+    cv2.setNumThreads(before[1])
+
+
 def test_memory_is_measured_for_the_network_and_the_other(sample_dir) -> None:
     from mpn_d2.config import load_config
 
@@ -226,13 +252,22 @@ def test_memory_is_measured_for_the_network_and_the_other(sample_dir) -> None:
         (["--modes", "quick"], "--modes quick: choose of plain, fp32"),
         (["--persons", "-1"], "--persons needs numbers of people"),
         (["--size", "70"], "images of 70 pixels: a multiple of 32"),
+        (["--size", "64", "--sizes", "96", "70"], "images of 70 pixels: a multiple of 32"),
+        (["--sizes", "0"], "--size and --sizes need sides of images"),
         (["--part", "data", "--plot", "p.png"], "--plot shows part pipeline"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(arguments, message, sample_dir, tmp_path) -> None:
+def test_what_cannot_be_measured_is_refused(
+    arguments, message, sample_dir, tmp_path, monkeypatch
+) -> None:
     config = str(sample_dir.parents[1] / LITE)
     given = ["--config-file", config, "--output", str(tmp_path / "b.json"), "--no-details"]
     args = benchmark.parse_args(["--modes", "plain", *arguments, *given, *OPTIONS])
+
+    def measured(*settings: object) -> None:
+        raise AssertionError("nothing is to be measured before all is checked")
+
+    monkeypatch.setattr(pipeline_speed, "times_in_turns", measured)
     with pytest.raises(ValueError, match=message):
         benchmark.main(args)
     assert not (tmp_path / "b.json").exists()
