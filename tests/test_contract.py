@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -46,7 +48,11 @@ def system(request) -> str:
 def build(system, paper_config):
     """build() -> a new model of the system with random weights."""
 
+    numbers = itertools.count()
+
     def build():
+        # Few random networks find nobody, or have flat maps whose peaks rounding decides.
+        torch.manual_seed(next(numbers))
         model = build_model(paper_config(system, SMALL))
         if system.startswith("PoseRegression"):
             # Fresh outputs are alike everywhere: which of them come first would be chance.
@@ -91,16 +97,18 @@ def image_input(height: int, width: int, people: int, crowds: int = 0, labelled:
     }
 
 
-BATCHES = {
-    "people": [image_input(64, 96, 2), image_input(64, 96, 1)],
-    "nobody": [image_input(64, 96, 0), image_input(64, 64, 0)],
-    "nobody in one": [image_input(64, 96, 3), image_input(96, 64, 0)],
-    "nobody labelled": [image_input(64, 96, 2, labelled=False)],
-    "crowd alone": [image_input(64, 96, 0, crowds=1)],
-    "three sizes": [image_input(33, 47, 1), image_input(64, 100, 2), image_input(71, 65, 1, 1)],
-    # One padded size for both, with different padding inside.
-    "same group": [image_input(50, 70, 2), image_input(64, 96, 1)],
-}
+with torch.random.fork_rng():
+    torch.manual_seed(0)
+    BATCHES = {
+        "people": [image_input(64, 96, 2), image_input(64, 96, 1)],
+        "nobody": [image_input(64, 96, 0), image_input(64, 64, 0)],
+        "nobody in one": [image_input(64, 96, 3), image_input(96, 64, 0)],
+        "nobody labelled": [image_input(64, 96, 2, labelled=False)],
+        "crowd alone": [image_input(64, 96, 0, crowds=1)],
+        "three sizes": [image_input(33, 47, 1), image_input(64, 100, 2), image_input(71, 65, 1, 1)],
+        # One padded size for both, with different padding inside.
+        "same group": [image_input(50, 70, 2), image_input(64, 96, 1)],
+    }
 
 
 @pytest.mark.parametrize("batch", BATCHES)

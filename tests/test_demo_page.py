@@ -69,7 +69,7 @@ def test_tables_name_all_fields_and_arguments():
 
 
 def test_table_of_options_is_the_commands():
-    source = (REPO / "tools" / "demo.py").read_text()
+    source = (REPO / "mpn_d2" / "cli" / "demo.py").read_text()
     options = set(re.findall(r'"(--[a-z-]+)"', source)) - {"--config-file"}
     shown = {name.split()[0] for row in cells("option") for name in row}
     assert shown == options | {"--opts"}

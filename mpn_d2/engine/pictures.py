@@ -153,7 +153,7 @@ def draw_batch(
         if not isinstance(model.assembler.evidence, GridEvidence):
             return []
         return [("people", _draw_people(model, batch[:MOST_PEOPLE], skeleton))]
-    if "to_crop" in batch[0]:
+    if "crowd_boxes" not in batch[0]:  # crops of single people
         pictures = [draw_crop_pair(model, x, skeleton, image_format) for x in batch[:MOST_PEOPLE]]
         return [("people", stack(pictures))]
     images = [x for x in batch[:MOST_IMAGES] if "image" in x]
