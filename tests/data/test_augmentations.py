@@ -240,7 +240,8 @@ def test_colours_change_as_much_as_wanted_and_geometry_does_not(paper_config) ->
             transform(augmented)
         assert augmented.image.shape == grey.shape
         values.add(round(float(augmented.image.mean())))
-    assert min(values) >= 79 and max(values) <= 121 and len(values) > 8
+    # Detectron2 cuts off the fractions of each of the three.
+    assert min(values) >= 77 and max(values) <= 120 and len(values) > 8
     assert len(build_augmentations(cfg, is_train=False)) == 1
     cfg.INPUT.COLOR_JITTER = 1.0
     with pytest.raises(ValueError, match=r"INPUT\.COLOR_JITTER is 1\.0"):
