@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +23,23 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_log_handlers() -> Iterator[None]:
+    """Loggers as before the test: a handler that Detectron2's setup_logger leaves behind writes to
+    the standard output of a test that has ended, and its loggers no longer reach caplog."""
+    names = list(logging.root.manager.loggerDict)
+    before = {x: (x.handlers[:], x.propagate, x.level) for x in map(logging.getLogger, names)}
+    yield
+    for logger in map(logging.getLogger, list(logging.root.manager.loggerDict)):
+        handlers, propagate, level = before.get(logger, ([], True, logging.NOTSET))
+        for handler in set(logger.handlers) - set(handlers):
+            handler.close()
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+    if "detectron2.utils.logger" in sys.modules:  # it remembers what it has set up
+        sys.modules["detectron2.utils.logger"].setup_logger.cache_clear()
 
 
 @pytest.fixture(autouse=True, scope="session")

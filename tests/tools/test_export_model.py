@@ -91,9 +91,6 @@ def test_writes_an_onnx_file_that_the_demo_draws(weights, photo, tmp_path, capsy
     assert len((REPO / "tools" / "onnx_demo.py").read_text().splitlines()) <= 60
 
 
-@pytest.mark.xfail(
-    reason="failed once after the other tests of this file; to be looked into", strict=False
-)
 def test_failures_are_one_line(weights, photo, tmp_path, capsys, monkeypatch):
     def failing(*arguments: str, opts=(), images=photo) -> str:
         return error_of(line(weights, images, tmp_path / "out", *arguments, opts=opts), capsys)
