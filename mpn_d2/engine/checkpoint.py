@@ -15,10 +15,15 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from torch import nn
 
-from mpn_d2.modeling.assembly.weights import PREFIX, filled_names, why_unreadable
-from mpn_d2.modeling.weight_settings import check_settings
+from mpn_d2.modeling.assembly.weights import (
+    PREFIX,
+    filled_names,
+    filled_settings,
+    why_unreadable,
+)
+from mpn_d2.modeling.weight_settings import Settings, check_settings, check_table, settings_of
 from mpn_d2.utils.files import write_text_atomically
-from mpn_d2.utils.safe_files import HDF5, READ_ERRORS, read_pickle, read_torch
+from mpn_d2.utils.safe_files import KERAS, READ_ERRORS, read_pickle, read_torch
 
 _PARTIAL = ".partial-"
 _ASIDE = ".aside-"
@@ -37,6 +42,9 @@ class PoseCheckpointer(DetectionCheckpointer):
 
     An assembler that MODEL.ASSEMBLER.WEIGHTS filled keeps its weights where the file has none of it
     or those of another one: ours takes the place of a trained network's PRN.
+
+    Settings that loaded weights carry (modeling/weight_settings.py) go on into what is saved: a
+    network trained from converted weights needs them, too.
 
     Attributes:
         not_loaded: names in the model's state that the last load left as they were.
@@ -65,16 +73,20 @@ class PoseCheckpointer(DetectionCheckpointer):
         self._cfg = cfg
         self._while_saving = while_saving
         self.not_loaded = set(self.model.state_dict()) - filled_names(self.model)
+        self._settings: Settings = filled_settings(self.model)
 
     def save(self, name: str, **kwargs: Any) -> None:
         # The base class writes the file, then calls tag_last_checkpoint with its name.
         with self._while_saving():
-            super().save(f"{_PARTIAL}{name}", **kwargs)
+            super().save(f"{_PARTIAL}{name}", **self._with_settings(kwargs))
 
     def save_aside(self, name: str, **kwargs: Any) -> None:
         """As `save`, but last_checkpoint keeps naming the file to resume from."""
         with self._while_saving():
-            super().save(f"{_ASIDE}{name}", **kwargs)
+            super().save(f"{_ASIDE}{name}", **self._with_settings(kwargs))
+
+    def _with_settings(self, content: dict[str, Any]) -> dict[str, Any]:
+        return {**content, "settings": self._settings} if self._settings else content
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         folder = Path(self.save_dir)
@@ -110,14 +122,16 @@ class PoseCheckpointer(DetectionCheckpointer):
         return super().load(path, *args, **kwargs)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        if filename.endswith(HDF5):
+        suffix = Path(filename).suffix.lower()
+        if suffix in KERAS:
             raise ValueError(
-                f"{filename} is an HDF5 file: convert it first (tools/convert_checkpoint.py)"
+                f"{filename} is a file of Keras or HDF5: convert it first "
+                "(tools/convert_checkpoint.py)"
             )
         try:
-            if filename.endswith(".pkl"):
+            if suffix == ".pkl":
                 data = self._load_pickle(filename)
-            elif filename.endswith(".pyth"):
+            elif suffix == ".pyth":
                 data = self._load_pycls(filename)
             else:
                 data = super()._load_file(filename)
@@ -152,7 +166,7 @@ class PoseCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         kept = self._set_aside_other_assembler(checkpoint["model"])
-        self._check_settings(checkpoint)
+        settings = self._checked_settings(checkpoint)
         incompatible = super()._load_model(checkpoint)
         missing = [name for name in incompatible.missing_keys if name not in kept]
         incompatible = incompatible._replace(missing_keys=missing)
@@ -173,6 +187,10 @@ class PoseCheckpointer(DetectionCheckpointer):
         parameters = {name for name, _ in self.model.named_parameters()}
         unset = {*incompatible.missing_keys, *(k for k, _, _ in incompatible.incorrect_shapes)}
         self.not_loaded = unset
+        loaded = self.model.state_dict().keys() - unset - kept
+        self._settings = settings_of(settings, loaded)
+        if kept:
+            self._settings |= filled_settings(self.model)
         if wrong and not self.strict:
             self.logger.warning(
                 "%s is of another skeleton or architecture: %d tensors were loaded, these begin "
@@ -189,15 +207,18 @@ class PoseCheckpointer(DetectionCheckpointer):
             )
         return incompatible
 
-    def _check_settings(self, checkpoint: dict[str, Any]) -> None:
+    def _checked_settings(self, checkpoint: dict[str, Any]) -> Settings:
+        """Those of a file, which agree with the config if there is one; {} if it has none."""
         settings = checkpoint.get("settings")
         if settings is None:
-            return
+            return {}
+        check_table(settings, self._source)
         if self._cfg is None:
             self.logger.warning("%s: its settings are not checked, no config", self._source)
-            return
+            return settings
         names = checkpoint["model"].keys() & self.model.state_dict().keys()
         check_settings(settings, names, self._cfg, self._source)
+        return settings
 
     def _set_aside_other_assembler(self, weights: dict[str, Any]) -> set[str]:
         """Names of the model's assembler if it stays as it is; weights of another are removed."""
@@ -267,11 +288,10 @@ def _read_ours(path: str) -> dict[str, Any]:
     try:
         data = read_torch(path, mmap=True)
         _check_weights(data["model"])
-        if not isinstance(data.get("settings") or {}, dict):
-            raise ValueError("its 'settings' are no table of config keys")
-        return data
     except READ_ERRORS as error:
         raise _unreadable(path, error) from error
+    check_table(data.get("settings") or {}, path)
+    return data
 
 
 def _check_weights(weights: Any) -> None:

@@ -27,10 +27,7 @@ def check_settings(settings: Settings, names: Iterable[str], cfg: CfgNode, sourc
         cfg: the config of the model.
         source: the file, for the message.
     """
-    if not isinstance(settings, Mapping) or not all(
-        isinstance(x, Mapping) for x in settings.values()
-    ):
-        raise ValueError(f"{source}: its 'settings' are no table of config keys")
+    check_table(settings, source)
     names = list(names)
     wrong = {}
     for prefix, values in settings.items():
@@ -45,6 +42,20 @@ def check_settings(settings: Settings, names: Iterable[str], cfg: CfgNode, sourc
             f"weights {source} were trained under other settings than this config's ({found}): "
             f"give {options}"
         )
+
+
+def check_table(settings: object, source: str) -> None:
+    """Raises a ValueError that names the file where its settings are no `Settings`."""
+    if not isinstance(settings, Mapping) or not all(
+        isinstance(x, Mapping) for x in settings.values()
+    ):
+        raise ValueError(f"{source}: its 'settings' are no table of config keys")
+
+
+def settings_of(settings: Settings, names: Iterable[str]) -> dict[str, Mapping[str, object]]:
+    """The part of settings that belongs to weights of these names."""
+    names = list(names)
+    return {k: v for k, v in settings.items() if any(name.startswith(k) for name in names)}
 
 
 def _value(cfg: CfgNode, key: str) -> object:

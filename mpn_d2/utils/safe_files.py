@@ -27,6 +27,7 @@ _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
 # Where training scripts keep the weights among other things.
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state")
 HDF5 = (".h5", ".hdf5")
+KERAS = (*HDF5, ".keras")
 # What readers raise at bytes that are no such file.
 READ_ERRORS = (
     pickle.UnpicklingError,
@@ -137,9 +138,15 @@ def read_foreign_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"weights {path} not found")
     try:
-        if path.suffix in HDF5:
+        suffix = path.suffix.lower()
+        if suffix == ".keras":
+            raise ValueError(
+                "archives of Keras 3 are not read: save the weights there with "
+                "model.save_weights('prn.weights.h5') and convert that file"
+            )
+        if suffix in HDF5:
             content: Any = read_hdf5(path)
-        elif path.suffix == ".pkl":
+        elif suffix == ".pkl":
             content = read_pickle(path.read_bytes())
         else:
             content = read_torch(path)

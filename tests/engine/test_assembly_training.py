@@ -18,6 +18,7 @@ from mpn_d2.engine.assembler_weights import load_assembler, save_half
 from mpn_d2.engine.assembly_evaluation import evaluate_annotations, evaluates_annotations
 from mpn_d2.engine.stages import train
 from mpn_d2.engine.trainer import PoseTrainer
+from mpn_d2.modeling.assembly.weights import filled_settings
 
 REPO = Path(__file__).resolve().parents[2]
 CONFIG = REPO / "configs" / "MultiPoseNet" / "PRN_poses.yaml"
@@ -234,6 +235,9 @@ def test_half_precision_keeps_the_settings(tmp_path, paper_config):
     save_half(str(path), str(half))
     assert torch.load(half, weights_only=True)["settings"] == {"assembler.": needed}
     load_assembler(cfg, str(half))
+    cfg.MODEL.ASSEMBLER.WEIGHTS = str(half)
+    assert filled_settings(build_model(cfg)) == {"assembler.": needed}
+    cfg.MODEL.ASSEMBLER.WEIGHTS = ""
     needed["MODEL.PRN.CROP"] = [28, 18]
     torch.save({"model": build_model(cfg).state_dict(), "settings": settings}, path)
     save_half(str(path), str(half))

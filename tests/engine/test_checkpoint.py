@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from mpn_d2.config import load_config
-from mpn_d2.engine.checkpoint import PoseCheckpointer, read_progress
+from mpn_d2.engine.checkpoint import PoseCheckpointer, read_progress, read_settings
 from mpn_d2.utils.safe_files import TRUST
 
 
@@ -246,10 +246,61 @@ def test_settings_in_a_file_are_checked(tmp_path):
         PoseCheckpointer(Small(), cfg=cfg).load(path)
 
 
-def test_hdf5_files_are_to_be_converted(tmp_path):
-    (tmp_path / "a.h5").touch()
-    with pytest.raises(ValueError, match=r"a\.h5 is an HDF5 file: convert it first \(tools/conv"):
-        PoseCheckpointer(Small()).load(str(tmp_path / "a.h5"))
+def test_what_is_trained_from_converted_weights_keeps_their_settings(tmp_path):
+    cfg = load_config("", ["INPUT.FORMAT", "RGB"])
+    parts = {"first.": {"INPUT.FORMAT": "RGB"}, "extra.": {"MODEL.PIXEL_STD": [1.0, 1.0, 1.0]}}
+    content = {"model": {"first.weight": torch.ones(3, 2)}, "settings": parts}
+    torch.save(content, tmp_path / "converted.pth")
+    trained = PoseCheckpointer(Small(extra=True), str(tmp_path), cfg=cfg)
+    trained.load(str(tmp_path / "converted.pth"))
+    trained.save("trained", iteration=3)
+    trained.save_aside("aside")
+    # From there on to the next training, as far as its weights are those.
+    resumed = PoseCheckpointer(Small(), str(tmp_path), cfg=cfg)
+    resumed.load(str(tmp_path / "trained.pth"))
+    resumed.save("resumed")
+    for name in ("trained", "aside", "resumed"):
+        # "extra" began anew: the file had no weights of it.
+        assert read_settings(str(tmp_path / f"{name}.pth")) == {"first.": parts["first."]}, name
+    other = PoseCheckpointer(Small(), cfg=load_config("", ["INPUT.FORMAT", "BGR"]))
+    with pytest.raises(ValueError, match='give INPUT.FORMAT "RGB"'):
+        other.load(str(tmp_path / "resumed.pth"))
+    # Weights that never were converted have none.
+    torch.save({"model": {"first.weight": torch.ones(3, 2)}}, tmp_path / "plain.pth")
+    resumed.load(str(tmp_path / "plain.pth"))
+    resumed.save("last")
+    assert "settings" not in torch.load(tmp_path / "last.pth", weights_only=True)
+
+
+def test_settings_of_a_named_assembler_stay_with_it(tmp_path):
+    theirs = {"assembler.": {"MODEL.PRN.SOFTMAX": "slice17"}}
+    model = WithAssembler(5, "converted.pth")
+    model.assembler.weights_settings = theirs
+    own = {"trunk.": {"INPUT.FORMAT": "RGB"}, "assembler.": {"MODEL.PRN.SOFTMAX": "channel"}}
+    weights = {"trunk.weight": torch.ones(2, 2), "assembler.weight": torch.ones(3, 2)}
+    torch.save({"model": weights, "settings": own}, tmp_path / "network.pth")
+    checkpointer = PoseCheckpointer(
+        model, str(tmp_path), cfg=load_config("", ["INPUT.FORMAT", "RGB"])
+    )
+    checkpointer.save("before")
+    assert read_settings(str(tmp_path / "before.pth")) == theirs
+    checkpointer.load(str(tmp_path / "network.pth"))
+    checkpointer.save("after")
+    expected = {"trunk.": own["trunk."], **theirs}
+    assert read_settings(str(tmp_path / "after.pth")) == expected
+    # An assembler of the same shape comes from the file, and its settings with it.
+    weights |= {"assembler.weight": torch.ones(5, 2), "assembler.bias": torch.ones(5)}
+    torch.save({"model": weights, "settings": own}, tmp_path / "network.pth")
+    checkpointer.load(str(tmp_path / "network.pth"))
+    checkpointer.save("after")
+    assert read_settings(str(tmp_path / "after.pth")) == own
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.H5", "a.hdf5", "prn.keras"])
+def test_files_of_keras_are_to_be_converted(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=f"{name} is a file of Keras or HDF5: convert it first"):
+        PoseCheckpointer(Small()).load(str(tmp_path / name))
 
 
 def test_another_skeletons_checkpoint_keeps_what_fits(tmp_path, paper_config, caplog):

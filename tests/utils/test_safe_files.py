@@ -82,6 +82,8 @@ def test_hdf5_and_wrappers(tmp_path):
         file["elsewhere"] = h5py.ExternalLink("other.h5", "/x")
     found = read_foreign_weights(tmp_path / "a.h5")
     assert found.keys() == {"x", "n"} and found["n"] == 4 and found["x"].shape == (2, 3)
+    (tmp_path / "a.h5").rename(tmp_path / "B.H5")
+    assert read_foreign_weights(tmp_path / "B.H5").keys() == found.keys()
     wrapped = {"epoch": 3, "state_dict": {"module.x": torch.ones(1)}}
     torch.save(wrapped, tmp_path / "a.pth")
     assert read_foreign_weights(tmp_path / "a.pth") == {"x": torch.ones(1)}
@@ -104,6 +106,12 @@ def test_other_content_is_named(tmp_path, content, message):
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=f"a.pth: {message}"):
         read_foreign_weights(tmp_path / "a.pth")
+
+
+def test_archives_of_keras_3_are_told_how_to_go_on(tmp_path):
+    (tmp_path / "prn.keras").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"prn\.keras: archives of Keras 3 .*save_weights\('prn"):
+        read_foreign_weights(tmp_path / "prn.keras")
 
 
 def test_without_h5py(tmp_path, monkeypatch):

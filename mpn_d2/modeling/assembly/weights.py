@@ -8,7 +8,7 @@ from importlib.resources import files
 from detectron2.config import CfgNode
 from torch import nn
 
-from mpn_d2.modeling.weight_settings import check_settings
+from mpn_d2.modeling.weight_settings import Settings, check_settings, check_table, settings_of
 from mpn_d2.utils.safe_files import read_torch
 
 # Where models hold their assembler.
@@ -21,7 +21,8 @@ def load_assembler_weights(assembler: nn.Module, name: str, cfg: CfgNode | None 
     Args:
         assembler: to be filled, in place.
         name: path of a checkpoint with keys `assembler.*`, or the bare name of a file in
-            mpn_d2/weights. Kept as `assembler.weights_name`.
+            mpn_d2/weights. Kept as `assembler.weights_name`; the settings that the file carries as
+            `assembler.weights_settings`.
         cfg: of the assembler, which settings in the file must agree with.
 
     Raises:
@@ -43,8 +44,10 @@ def load_assembler_weights(assembler: nn.Module, name: str, cfg: CfgNode | None 
         raise ValueError(
             f"MODEL.ASSEMBLER.WEIGHTS {name} is no checkpoint: {why_unreadable(error)}"
         ) from error
-    if cfg is not None and content.get("settings"):
-        check_settings(content["settings"], (PREFIX + key for key in state), cfg, name)
+    settings, names = content.get("settings") or {}, [PREFIX + key for key in state]
+    check_table(settings, name)
+    if cfg is not None:
+        check_settings(settings, names, cfg, name)
     try:
         assembler.load_state_dict(state)
     except RuntimeError as error:
@@ -54,6 +57,7 @@ def load_assembler_weights(assembler: nn.Module, name: str, cfg: CfgNode | None 
             f"{' '.join(lines[1:3] or lines[:1]).strip()}"
         ) from error
     assembler.weights_name = name
+    assembler.weights_settings = settings_of(settings, names)
 
 
 def why_unreadable(error: Exception) -> str:
@@ -68,6 +72,13 @@ def filled_names(model: nn.Module) -> set[str]:
     if not getattr(getattr(model, "assembler", None), "weights_name", ""):
         return set()
     return {name for name in model.state_dict() if name.startswith(PREFIX)}
+
+
+def filled_settings(model: nn.Module) -> Settings:
+    """Settings of the weights that `load_assembler_weights` filled a model's assembler with."""
+    if not filled_names(model):
+        return {}
+    return getattr(model.assembler, "weights_settings", {})
 
 
 def has_weights(assembler: nn.Module) -> bool:
