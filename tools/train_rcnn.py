@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from mpn_d2.config import load_config
-from mpn_d2.convert.rcnn_weights import trunk_weights
+from mpn_d2.convert.rcnn_weights import trunk_settings, trunk_weights
 from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.engine.build import build_pose_model
-from mpn_d2.engine.checkpoint import read_weights
+from mpn_d2.engine.checkpoint import read_settings, read_weights
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.stages import FINAL, evaluate
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
@@ -138,10 +138,13 @@ def planned(args: Namespace) -> dict[str, tuple[str, list[str]]]:
 def write_trunk(path: str, config: str, options: list[str], folder: Path) -> str:
     """Writes what a training begins with beside its folder; returns the file."""
     wanted = build_pose_model(load_config(config, options)).state_dict()
+    content = {"model": trunk_weights(read_weights(path), wanted)}
+    if settings := trunk_settings(read_settings(path)):
+        content["settings"] = settings
     target = folder.parent / f"{folder.name}_trunk.pth"
     target.parent.mkdir(parents=True, exist_ok=True)
     with replaced_when_done(target) as partial:
-        torch.save({"model": trunk_weights(read_weights(path), wanted)}, partial)
+        torch.save(content, partial)
     return str(target)
 
 

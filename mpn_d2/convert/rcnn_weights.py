@@ -9,12 +9,17 @@ from collections.abc import Mapping
 
 import torch
 
+from mpn_d2.convert.moving import BOTTOM_UP, KEYPOINT_FPN
+from mpn_d2.modeling.weight_settings import Settings
+
 # COCO's person among the zoo's classes. Detectron2's background is the last row of cls_score.
 PERSON = 0
 _CLASS_SCORES = "roi_heads.box_predictor.cls_score."
 _CLASS_BOXES = "roi_heads.box_predictor.bbox_pred."
 _CLASS_MASKS = "roi_heads.mask_head.predictor."
 _KEYPOINT_MAPS = "roi_heads.keypoint_head.score_lowres."
+# Of an R-CNN's pyramid: `fpn_lateral2` ...
+_FPN = "backbone."
 _ANCHORS = "proposal_generator.rpn_head."
 # Detectron2's deformable ResNets have the layer of the offsets beside its convolution.
 _BESIDE, _INSIDE = ".conv2_offset.", ".conv2.offset."
@@ -104,15 +109,14 @@ def trunk_weights(
     Raises:
         ValueError: the bottom-up networks are not alike.
     """
-    bottom_up, pyramid = "backbone.bottom_up.", "backbone.keypoint_fpn."
     found = {}
     for name, tensor in weights.items():
-        own = name.replace(pyramid, "backbone.") if name.startswith(pyramid) else name
-        if not name.startswith((bottom_up, pyramid)) or own not in wanted:
+        own = name.replace(KEYPOINT_FPN, _FPN) if name.startswith(KEYPOINT_FPN) else name
+        if not name.startswith((BOTTOM_UP, KEYPOINT_FPN)) or own not in wanted:
             continue
         if tensor.shape == wanted[own].shape:
             found[own] = tensor
-        elif name.startswith(bottom_up):
+        elif name.startswith(BOTTOM_UP):
             raise ValueError(
                 f"the trunk's {name} is {tuple(tensor.shape)}, the network's "
                 f"{tuple(wanted[own].shape)}: give the checkpoint of a network with the same ResNet"
@@ -120,7 +124,7 @@ def trunk_weights(
     missing = [
         name
         for name in wanted
-        if name.startswith(bottom_up) and name not in found and ".offset." not in name
+        if name.startswith(BOTTOM_UP) and name not in found and ".offset." not in name
     ]
     # Counters of batches, which a frozen norm has not.
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
@@ -128,4 +132,17 @@ def trunk_weights(
         raise ValueError(
             f"the trunk has no {missing[0]}: give the checkpoint of a network with the same ResNet"
         )
+    return found
+
+
+def trunk_settings(settings: Settings) -> dict[str, dict[str, object]]:
+    """What of a checkpoint's settings (modeling/weight_settings.py) its `trunk_weights` need.
+
+    The keys of MODEL.POSE_FPN are not among them: which pyramids there are, an R-CNN does not read.
+    """
+    found = {}
+    for part, own in ((BOTTOM_UP, BOTTOM_UP), (KEYPOINT_FPN, f"{_FPN}fpn_")):
+        keys = {k: v for k, v in settings.get(part, {}).items() if "POSE_FPN" not in k}
+        if keys:
+            found[own] = keys
     return found

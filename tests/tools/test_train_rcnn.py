@@ -12,7 +12,7 @@ import torch
 from detectron2.modeling import build_model
 
 from mpn_d2.config import load_config
-from mpn_d2.engine.checkpoint import PoseCheckpointer
+from mpn_d2.engine.checkpoint import PoseCheckpointer, read_settings
 
 REPO = Path(__file__).resolve().parents[2]
 TINY = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.MAX_ITER", "1"]
@@ -61,6 +61,32 @@ def test_a_try_trains_rows_from_a_trunk_and_measures(tool, tmp_path, monkeypatch
     assert "backbone.bottom_up.res3.0.conv1.offset.weight" in trained
     assert (REPO / "docs" / "multitask_rcnn.md").read_text() == page
     assert "| `RB+H` |" in capsys.readouterr().out
+
+
+def test_a_trunk_keeps_the_settings_of_its_weights(tool, tmp_path, paper_config):
+    options = ["MODEL.PRN.NODES", "8"]
+    weights = build_model(paper_config("quick/drawn_v1.yaml", options)).state_dict()
+    trunk = {"INPUT.FORMAT": "RGB", "MODEL.POSE_FPN.SHARED": False}
+    settings = {
+        "backbone.bottom_up.": trunk,
+        "backbone.keypoint_fpn.": {"MODEL.FPN.FUSE_TYPE": "sum"},
+        "head.": {"MODEL.ANCHOR_GENERATOR.OFFSET": 0.0},
+    }
+    torch.save({"model": weights, "settings": settings}, tmp_path / "converted.pth")
+    config = str(REPO / "configs" / "MultitaskRCNN" / "quick_drawn_v1.yaml")
+    given = str(tmp_path / "converted.pth"), config, TINY, tmp_path / "run"
+    written = tool.write_trunk(*given)
+    kept = {
+        "backbone.bottom_up.": {"INPUT.FORMAT": "RGB"},
+        "backbone.fpn_": {"MODEL.FPN.FUSE_TYPE": "sum"},
+    }
+    assert read_settings(written) == kept
+    for key, value in (("INPUT.FORMAT", "BGR"), ("MODEL.FPN.FUSE_TYPE", "avg")):
+        cfg = load_config(config, [*TINY, "INPUT.FORMAT", "RGB", key, value])
+        with pytest.raises(ValueError, match=f"{key} is '{value}'"):
+            PoseCheckpointer(build_model(cfg), cfg=cfg).load(written)
+    torch.save({"model": weights}, tmp_path / "converted.pth")
+    assert read_settings(tool.write_trunk(*given)) == {}
 
 
 def test_rows_differ_in_one_thing(tool):
