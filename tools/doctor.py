@@ -25,6 +25,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 OK, MISSING, NOTE = "ok", "MISSING", "-"
 LEAST_PYTHON, FIRST_UNKNOWN_PYTHON = (3, 11), (3, 14)
+# Seconds for what is tried in a process of its own: on a busy machine PyTorch alone takes a minute.
+PATIENCE = 180
 # Modules with the distribution that has them, and what of ours needs them.
 NEEDED = (
     ("torch", "torch", "everything"),
@@ -147,12 +149,20 @@ def check_packages() -> list[Finding]:
 
 
 def run_python(code: str) -> tuple[bool, str]:
-    """Runs code in a process of its own (a broken library may end it): (well?, last line)."""
+    """Runs code in a process of its own (a library may end it or hang): (well?, last line)."""
     command = [sys.executable, "-W", "ignore", "-c", code]
     path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONPATH": path},
+            timeout=PATIENCE,
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"no answer for {PATIENCE} s (importing it hangs, or this machine is busy)"
     said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
     return done.returncode == 0, said[-1] if said else f"exit code {done.returncode}"
 

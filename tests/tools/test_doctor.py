@@ -134,3 +134,10 @@ def test_a_failing_process_says_why(doctor, monkeypatch):
     assert works and said == "b"
     works, said = doctor.run_python("raise RuntimeError('no such thing')")
     assert not works and said == "RuntimeError: no such thing"
+
+
+def test_a_process_that_hangs_is_given_up(doctor, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(doctor, "PATIENCE", 0.5)
+    works, said = doctor.run_python("import time; time.sleep(60)")
+    assert not works and said.startswith("no answer for 0.5 s (importing it hangs")
