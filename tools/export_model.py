@@ -83,8 +83,8 @@ def main(args: argparse.Namespace) -> None:
     images = read_images(args.images, cfg.INPUT.FORMAT)
     calibration = []
     if args.precision == "int8":
-        chosen = read_images(args.calibration, cfg.INPUT.FORMAT) if args.calibration else images
-        calibration = [pixels for _, pixels in spread(chosen, MOST_CALIBRATION)]
+        chosen = args.calibration or args.images
+        calibration = read_images(chosen, cfg.INPUT.FORMAT, MOST_CALIBRATION)
     model = load_trained_model(cfg, cfg.MODEL.WEIGHTS)
     name = f"{Path(args.config_file).stem}_{args.precision}{FORMATS[args.format]}"
     path = Path(args.output, name)
@@ -100,17 +100,23 @@ def main(args: argparse.Namespace) -> None:
         kind=args.format,
         precision=args.precision,
         images=images,
-        calibration=calibration,
+        calibration=[pixels for _, pixels in calibration],
     )
     print(f"compared with PyTorch: {written.agreement.summary()}")
+    if written.agreement.people == 0:
+        print("no person was compared: give --images on which the network finds people")
     print(f"{path}: {written.size / 2**20:.1f} MiB, written in {written.seconds:.1f} s")
 
 
-def read_images(paths: Sequence[str], image_format: str) -> list[tuple[str, np.ndarray]]:
-    """Name and pixels of all images; a ValueError names one that cannot be read, or no image."""
+def read_images(
+    paths: Sequence[str], image_format: str, most: int | None = None
+) -> list[tuple[str, np.ndarray]]:
+    """Name and pixels of all images, or of so many of them; a ValueError names one that cannot be
+    read, or no image."""
     files, missing = find_images(paths)
     if missing or not files:
-        raise ValueError(f"no images to compare on: {'; '.join(missing) or 'none named'}")
+        raise ValueError(f"no images: {'; '.join(missing) or 'none named'}")
+    files = files if most is None else spread(files, most)
     return [(Path(file).name, read_pose_image(file, image_format)) for file in files]
 
 

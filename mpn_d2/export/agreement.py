@@ -6,6 +6,7 @@ Letters: P people of the network, F people of the file, K keypoint types. Frame:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -21,6 +22,29 @@ from mpn_d2.modeling.assembly.matching import MatchingProblem, MutualBestMatchin
 
 # Bounds: pixels, share of a box's longer side, scores and probabilities.
 PIXELS, SHARE, SCORE = 0.05, 1e-4, 1e-4
+# Joints of ties that may be left aside: so many, or this share of all.
+FEW_TIES, TIES = 8, 0.05
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where rounding may decide whether a person is found.
+
+    Attributes:
+        score: least of a box.
+        iou: from which on a box suppresses another one.
+        most_people: of an image.
+    """
+
+    score: float
+    iou: float
+    most_people: int
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> Thresholds:
+        """Those of a network's config."""
+        keys = cfg.MODEL.RETINANET
+        return cls(keys.SCORE_THRESH_TEST, keys.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
 @dataclass
@@ -29,29 +53,46 @@ class Agreement:
 
     Attributes:
         images, people: that were compared; people that both sides found.
+        missed, added: people that PyTorch alone, the file alone finds, away from any threshold.
         left_aside: people found by one side alone, at a threshold.
-        tied_joints: left aside, too: joints of a type whose matching was a tie.
+        joints: of these people, that one side at least finds.
+        tied_joints: of them left aside, too: those that differ in a type whose matching was a tie.
         largest: difference of boxes and keypoints (pixels), scores, pose_scores and person_mask.
         faults: what is beyond the bounds, in words.
     """
 
     images: int = 0
     people: int = 0
+    missed: int = 0
+    added: int = 0
     left_aside: int = 0
+    joints: int = 0
     tied_joints: int = 0
     largest: dict[str, float] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def note(self, name: str, value: float) -> None:
-        """Keeps the largest difference of a kind."""
-        self.largest[name] = max(self.largest.get(name, 0.0), value)
+        """Keeps the largest difference of a kind; NaN, if there is one, is larger than any."""
+        largest = self.largest.get(name, 0.0)
+        self.largest[name] = largest if math.isnan(largest) or value <= largest else value
 
     def summary(self) -> str:
         """One line."""
         differences = ", ".join(f"{name} {value:.1e}" for name, value in self.largest.items())
+        alone = f", {self.missed} of PyTorch alone" if self.missed else ""
+        alone += f", {self.added} of the file alone" if self.added else ""
         aside = f", {self.left_aside} at a threshold left aside" if self.left_aside else ""
         aside += f", {self.tied_joints} joints of a tie left aside" if self.tied_joints else ""
-        return f"{self.images} images, {self.people} people{aside}; most differ by: {differences}"
+        found = f"{self.images} images, {self.people} people{alone}{aside}"
+        return f"{found}; most differ by: {differences}"
+
+    def check_ties(self) -> None:
+        """Adds a fault where more joints differ than rounding can have decided of."""
+        if self.tied_joints > max(FEW_TIES, TIES * self.joints):
+            self.faults.append(
+                f"{self.tied_joints} of {self.joints} joints differ, too many for ties of the "
+                "matching"
+            )
 
 
 class RecordedMatching(MutualBestMatching):
@@ -104,7 +145,7 @@ def compare(
     """
     viewer = Viewer.from_config(cfg, reference)
     agreement = Agreement()
-    thresholds = (cfg.MODEL.RETINANET.SCORE_THRESH_TEST, cfg.MODEL.RETINANET.NMS_THRESH_TEST)
+    thresholds = Thresholds.from_config(cfg)
     for name, image in images:
         height, width = image.shape[:2]
         tensor = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
@@ -114,13 +155,14 @@ def compare(
         found = exported([{"image": tensor}])[0]
         tied = tied_types(reference.assembler.matching.scores)
         compare_results(expected, found, thresholds, tied, name, agreement)
+    agreement.check_ties()
     return agreement
 
 
 def compare_results(
     expected: dict,
     found: dict,
-    thresholds: tuple[float, float],
+    thresholds: Thresholds,
     tied: torch.Tensor,
     name: str,
     agreement: Agreement,
@@ -147,6 +189,8 @@ def compare_results(
             else:
                 score = float(own.scores[index])
                 side = "PyTorch" if own is a else "the file"
+                agreement.missed += own is a
+                agreement.added += own is b
                 agreement.faults.append(f"{name}: {side} alone finds a person of score {score:.4f}")
     agreement.people += len(rows)
     a, b = a[rows], b[columns]
@@ -155,6 +199,7 @@ def compare_results(
     joints, other_joints = a.pred_keypoints, b.pred_keypoints
     bounds = torch.tensor([PIXELS, PIXELS, SCORE])
     aside = ((joints - other_joints).abs() > bounds).any(dim=2) & tied
+    agreement.joints += int(((joints[..., 2] > 0) | (other_joints[..., 2] > 0)).sum())
     agreement.tied_joints += int(aside.sum())
     joints, other_joints = joints[~aside], other_joints[~aside]
     sure = ~aside.any(dim=1)
@@ -166,6 +211,12 @@ def compare_results(
         ("keypoint_scores", joints[..., 2], other_joints[..., 2], SCORE),
         ("person_mask", expected["sem_seg"][1], found["sem_seg"][1], SCORE),
     ):
+        if x.shape != y.shape:
+            agreement.note(what, math.inf)
+            agreement.faults.append(
+                f"{name}: {what} has shape {tuple(y.shape)}, not {tuple(x.shape)}"
+            )
+            continue
         gap = (x - y).abs()
         largest = float(gap.max()) if gap.numel() else 0.0
         agreement.note(what, largest)
@@ -191,15 +242,17 @@ def pair_people(boxes: torch.Tensor, others: torch.Tensor) -> tuple[list[int], l
     return rows, columns
 
 
-def _at_threshold(own, others, index: int, thresholds: tuple[float, float]) -> bool:
+def _at_threshold(own, others, index: int, thresholds: Thresholds) -> bool:
     """Whether rounding decides if a person is found: by score, by place among the most, by IoU."""
-    score_thresh, iou_thresh = thresholds
     score = own.scores[index]
-    if abs(float(score) - score_thresh) <= SCORE:
+    if abs(float(score) - thresholds.score) <= SCORE:
         return True
-    if len(others) and abs(float(score - others.scores.min())) <= SCORE:
+    is_full = len(others) >= thresholds.most_people
+    if is_full and abs(float(score - others.scores.min())) <= SCORE:
         return True
     if len(others) == 0:
         return False
     overlaps = box_iou(own.pred_boxes.tensor[index : index + 1], others.pred_boxes.tensor)[0]
-    return bool((((overlaps - iou_thresh).abs() <= SCORE) & (others.scores >= score - SCORE)).any())
+    return bool(
+        (((overlaps - thresholds.iou).abs() <= SCORE) & (others.scores >= score - SCORE)).any()
+    )

@@ -63,23 +63,33 @@ def describe(cfg: CfgNode, precision: str) -> dict:
 
 
 def write_onnx(network: ExportNetwork, path: str | os.PathLike, description: dict) -> None:
-    """Writes an ONNX file of opset `OPSET`; height, width and number of people are free."""
+    """Writes an ONNX file of opset `OPSET`; height, width and number of people are free.
+
+    Raises:
+        ValueError: the network has operations that ONNX has not.
+    """
     import onnx
 
     sides = {0: "height", 1: "width"}
     axes = {name: {0: "people"} for name in OUTPUT_NAMES} | {"person_mask": sides}
-    with _quiet(), further_operators():
-        torch.onnx.export(
-            network,
-            (_noise(),),
-            os.fspath(path),
-            # The exporter that traces: the other one specialises to what one image shows.
-            dynamo=False,
-            opset_version=OPSET,
-            input_names=[INPUT_NAME],
-            output_names=list(OUTPUT_NAMES),
-            dynamic_axes={INPUT_NAME: sides, **axes},
-        )
+    try:
+        with _quiet(), further_operators():
+            torch.onnx.export(
+                network,
+                (_noise(),),
+                os.fspath(path),
+                # The exporter that traces: the other one specialises to what one image shows.
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=[INPUT_NAME],
+                output_names=list(OUTPUT_NAMES),
+                dynamic_axes={INPUT_NAME: sides, **axes},
+            )
+    except RuntimeError as error:  # the exporter's classes are
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            f"this network cannot be an ONNX file of opset {OPSET} ({reason}): --format torchscript"
+        ) from error
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {DESCRIPTION: json.dumps(description)})
     onnx.checker.check_model(model)

@@ -25,6 +25,7 @@ class ExportedFile(nn.Module):
     was exported, so that evaluators and drawing take it for one.
 
     Attributes:
+        path: of the file.
         description: what is written in the file, see `files.describe`.
     """
 
@@ -40,7 +41,7 @@ class ExportedFile(nn.Module):
             ValueError: the file cannot be loaded, or is not one of ours.
         """
         super().__init__()
-        path = os.fspath(path)
+        path = self.path = os.fspath(path)
         if not os.path.isfile(path):
             raise FileNotFoundError(f"exported file {path} not found")
         with open(path, "rb") as file:
@@ -48,8 +49,18 @@ class ExportedFile(nn.Module):
         self._run = self._load_torchscript(path) if is_archive else self._load_onnx(path)
 
     def find(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """What the file says of an image (H, W, 3) uint8 in its colour order, by name."""
-        return dict(zip(OUTPUT_NAMES, self._run(np.ascontiguousarray(image)), strict=True))
+        """What the file says of an image (H, W, 3) uint8 in its colour order, by name.
+
+        Raises:
+            ValueError: it cannot be run on that image.
+        """
+        try:
+            values = self._run(np.ascontiguousarray(image))
+        except Exception as error:  # a runtime's own classes
+            raise ValueError(
+                f"{self.path} fails on an image of shape {image.shape}: {_first_line(error)}"
+            ) from error
+        return dict(zip(OUTPUT_NAMES, values, strict=True))
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict]) -> list[dict]:

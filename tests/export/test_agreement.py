@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from detectron2.structures import Boxes, Instances
 
-from mpn_d2.export.agreement import Agreement, compare_results, pair_people, tied_types
+from mpn_d2.export.agreement import Agreement, Thresholds, compare_results, pair_people, tied_types
 
-THRESHOLDS = (0.3, 0.5)
+THRESHOLDS = Thresholds(score=0.3, iou=0.5, most_people=2)
 K = 3
 
 
@@ -63,6 +65,25 @@ def test_joints_count_unless_their_type_is_a_tie(coordinate):
     assert compared(expected, found, (True, True, False)).faults
 
 
+@pytest.mark.parametrize(("differ", "agrees"), [(8, True), (9, False)])
+def test_few_joints_are_of_ties(differ, agrees):
+    boxes = [[x, y, x + 9, y + 9] for x in (0, 10, 20) for y in (0, 10, 20, 30)]
+    expected, found = result(boxes, [0.9] * 12), result(boxes, [0.9] * 12)
+    moved = found["instances"].pred_keypoints.clone()
+    moved.view(-1, 3)[:differ, 0] += 1
+    moved.view(-1, 3)[-1] = expected["instances"].pred_keypoints[-1, -1] = 0
+    found["instances"].pred_keypoints = moved
+    agreement = compared(expected, found, (True,) * K)
+    assert not agreement.faults and agreement.tied_joints == differ and agreement.joints == 35
+    agreement.check_ties()
+    assert (not agreement.faults) == agrees
+    assert agrees or f"{differ} of 35 joints differ" in agreement.faults[0]
+    # Of many joints a share.
+    agreement = Agreement(joints=1000, tied_joints=50)
+    agreement.check_ties()
+    assert not agreement.faults
+
+
 def test_people_of_one_side_alone():
     (fault,) = compared(result([A, FAR]), result([A])).faults
     assert "photo: PyTorch alone finds a person of score 0.8" in fault
@@ -76,12 +97,22 @@ def test_people_of_one_side_alone():
     # The last of as many as there may be.
     last = compared(result([A, B], scores=[0.9, 0.5]), result([A, FAR], scores=[0.9, 0.50005]))
     assert not last.faults and last.left_aside == 2
+    # There could be one more: the score of the last is no threshold.
+    one, other = result([B], scores=[0.5]), result([FAR], scores=[0.50005])
+    alone = compared(one, other)
+    assert len(alone.faults) == 2 and alone.left_aside == 0
+    assert (alone.missed, alone.added) == (1, 1)
+    assert "0 people, 1 of PyTorch alone, 1 of the file alone;" in alone.summary()
 
 
 def test_not_a_number_is_a_fault():
     found = result([A])
     found["instances"].scores = torch.tensor([float("nan")])
-    assert any("scores" in fault for fault in compared(result([A]), found).faults)
+    agreement = compared(result([A]), found)
+    assert any("scores" in fault for fault in agreement.faults)
+    # What comes after it changes nothing.
+    agreement.note("scores", 0.5)
+    assert math.isnan(agreement.largest["scores"]) and "scores nan" in agreement.summary()
 
 
 def test_a_mask_counts():
@@ -89,6 +120,14 @@ def test_a_mask_counts():
     found["sem_seg"][1, 3, 4] = 0.01
     assert compared(result([]), result([])).faults == []
     assert compared(result([]), found).faults == ["photo: person_mask differ by 0.01"]
+
+
+def test_a_mask_of_another_size_is_a_fault():
+    found = result([A])
+    found["sem_seg"] = torch.zeros(2, 100, 97)
+    agreement = compared(result([A]), found)
+    assert agreement.faults == ["photo: person_mask has shape (100, 97), not (100, 100)"]
+    assert agreement.largest["person_mask"] == math.inf
 
 
 def test_everybody_is_paired_once():

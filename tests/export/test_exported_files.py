@@ -18,6 +18,7 @@ from export_cases import (
     small_config,
     small_network,
 )
+from torchvision.ops import deform_conv2d
 
 from mpn_d2.export import files, writing
 from mpn_d2.export.agreement import reference_model
@@ -162,6 +163,53 @@ def test_a_file_that_disagrees_is_not_written(tmp_path, monkeypatch):
             cfg, small_network(cfg), path, images=[("noise", picture(70, 110, 0.6))]
         )
     assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+
+class NotFinite(ExportedFile):
+    """A file whose mask has a number that is none, as where half precision is too small."""
+
+    def find(self, image):
+        found = super().find(image)
+        found["person_mask"][0, 0] = np.nan
+        return found
+
+
+def test_a_small_file_of_no_numbers_is_not_written(tmp_path, monkeypatch):
+    cfg = small_config()
+    model, images = small_network(cfg), [("noise", picture(70, 110, 0.6))]
+    made = {"kind": "torchscript", "precision": "fp16", "images": images}
+    done = writing.write_export(cfg, model, tmp_path / "network.pt", **made)
+    assert done.agreement.people > 5 and 0 < done.agreement.largest["person_mask"] < 0.02
+    (tmp_path / "network.pt").unlink()
+    monkeypatch.setattr(writing, "ExportedFile", NotFinite)
+    with pytest.raises(ValueError, match="is not written: its person_mask is not finite"):
+        writing.write_export(cfg, model, tmp_path / "network.pt", **made)
+    assert not list(tmp_path.iterdir())
+
+
+def test_operations_that_onnx_has_not_are_named(tmp_path):
+    need("onnx")
+
+    class Deformable(torch.nn.Module):
+        def forward(self, image):
+            pixels = image.permute(2, 0, 1)[None].float()
+            offsets = torch.zeros_like(pixels[:, :2])
+            return deform_conv2d(pixels, offsets, torch.ones(1, 3, 1, 1))
+
+    message = "this network cannot be an ONNX file of opset 16 .*deform_conv2d.*: --format torch"
+    with pytest.raises(ValueError, match=message):
+        files.write_onnx(Deformable(), tmp_path / "network.onnx", {})
+
+
+def test_a_file_that_cannot_be_run_on_an_image_says_so(tmp_path):
+    class OneSize(torch.nn.Module):
+        def forward(self, image):
+            return image.float().view(97, 131, 3)
+
+    path = tmp_path / "one_size.pt"
+    files.write_torchscript(OneSize(), path, {})
+    with pytest.raises(ValueError, match=r"one_size\.pt fails on an image of shape \(5, 7, 3\): "):
+        ExportedFile(path).find(np.zeros((5, 7, 3), np.uint8))
 
 
 def test_missing_packages_are_named(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ from export_cases import CONFIG, REPO, SMALL, picture, small_config, small_netwo
 
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.cli import run_command
+from mpn_d2.export.agreement import Agreement
+from mpn_d2.export.writing import Written
 
 
 def load(name: str) -> ModuleType:
@@ -56,7 +59,7 @@ def error_of(arguments: list[str], capsys) -> str:
     return last
 
 
-def test_writes_an_onnx_file_that_the_demo_draws(weights, photo, tmp_path, capsys):
+def test_writes_an_onnx_file_that_the_demo_draws(weights, photo, tmp_path, capsys, monkeypatch):
     for name in ("onnx", "onnxruntime"):
         pytest.importorskip(name, reason=f"{name} is missing: the extra `export` brings it")
     options = ["MODEL.ASSEMBLER.MATCHING", "hungarian"]
@@ -88,6 +91,19 @@ def test_writes_an_onnx_file_that_the_demo_draws(weights, photo, tmp_path, capsy
     imported = {x.rsplit("|", 1)[-1].strip().split(".")[0] for x in done.stderr.splitlines()}
     assert "onnxruntime" in imported and not imported & {"torch", "detectron2", "mpn_d2"}
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "drawn.png")), drawn)
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    for arguments, words in (
+        ([path, tmp_path / "no.jpg", "a.png"], "no.jpg cannot be read as an image"),
+        ([tmp_path / "no.onnx", photo, "a.png"], "no.onnx"),
+        ([tmp_path / "model.onnx", photo, "a.png"], "model.onnx"),
+        ([path, photo, "drawn"], "extension"),
+        ([path, photo, tmp_path / "no" / "a.png"], "a.png cannot be written"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["onnx_demo.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(REPO / "tools" / "onnx_demo.py"), run_name="__main__")
+        assert ended.value.code.startswith("error: ") and words in ended.value.code
+        assert "\n" not in ended.value.code
     assert len((REPO / "tools" / "onnx_demo.py").read_text().splitlines()) <= 60
 
 
@@ -104,6 +120,24 @@ def test_failures_are_one_line(weights, photo, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert "pip install onnx onnxruntime" in failing()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("people", [0, 1])
+def test_that_nobody_was_compared_is_said(weights, photo, tmp_path, capsys, monkeypatch, people):
+    written = Written(Agreement(images=1, people=people), seconds=1.0, size=1)
+    monkeypatch.setattr(tool, "write_export", lambda *args, **kwargs: written)
+    tool.main(tool.parse_args(line(weights, photo, tmp_path, "--format", "torchscript")))
+    assert ("no person was compared: give --images" in capsys.readouterr().out) == (people == 0)
+
+
+def test_calibration_reads_no_more_images_than_it_takes(tmp_path):
+    for i in range(5):
+        cv2.imwrite(str(tmp_path / f"{i}.png"), picture(5, 7, 0.5))
+    for i in (1, 3, 4):
+        (tmp_path / f"{i}.png").write_bytes(b"no image")
+    assert [name for name, _ in tool.read_images([str(tmp_path)], "BGR", 2)] == ["0.png", "2.png"]
+    with pytest.raises(ValueError, match=r"1\.png"):
+        tool.read_images([str(tmp_path)], "BGR")
 
 
 def test_calibration_images_are_spread():
