@@ -80,8 +80,8 @@ def _results(file: Path) -> tuple[str, dict[str, float | None]]:
 def _trained_on(cfg: CfgNode) -> list[str]:
     """Names of the training datasets of all stages, each once."""
     stages = [cfg.STAGES[name.upper()] for name in cfg.STAGES.ORDER]
-    own = [list(x.DATASETS.TRAIN) for x in stages if "TRAIN" in x.get("DATASETS", {})]
-    return list(dict.fromkeys([*cfg.DATASETS.TRAIN, *sum(own, [])]))
+    own = [name for x in stages for name in x.get("DATASETS", {}).get("TRAIN", ())]
+    return list(dict.fromkeys([*cfg.DATASETS.TRAIN, *own]))
 
 
 def sha256(file: Path) -> str:

@@ -4,10 +4,10 @@
     python tools/training_cost.py
     python tools/training_cost.py --configs MultiPoseNet/R_50.yaml --output results.json
 
-Of every stage one training step on a bundled photograph, cut or resized as the stage does it, is run
-on the CPU and its operations are counted (forward and backward; a multiplication and an addition are
-two; convolutions and matrix products alone), times images and iterations. Nothing is timed: hours
-are operations divided by a rate that you choose.
+Of every stage one training step on a bundled photograph, cut or resized as the stage does it, is
+run on the CPU and its operations are counted (forward and backward; a multiplication and an
+addition are two; convolutions and matrix products alone), times images and iterations. Nothing is
+timed: hours are operations divided by a rate that you choose.
 """
 
 from __future__ import annotations
