@@ -58,6 +58,8 @@ def load_config(config_file: str, options: list[str] | None = None) -> CN:
             raise ValueError(f"{config_file}: {_explain_key(cfg, error)}") from error
         except (ValueError, AssertionError, FileNotFoundError, yaml.YAMLError) as error:
             raise ValueError(f"{config_file}: {_explain_value(error)}") from error
+        except RecursionError as error:
+            raise ValueError(f"{config_file}: its _BASE_ leads back to itself") from error
         except (TypeError, AttributeError) as error:
             raise ValueError(
                 f"{config_file}: it, or a file that its _BASE_ names, is not a config of "
@@ -71,7 +73,24 @@ def load_config(config_file: str, options: list[str] | None = None) -> CN:
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     merge_options(cfg, options or [])
+    check_values(cfg)
     return cfg
+
+
+def check_values(cfg: CN) -> None:
+    """ValueError naming the first key that has no value and needs one.
+
+    yacs takes an empty entry of a file (None) for every type.
+    """
+    defaults = get_cfg()
+    add_mpn_config(defaults)
+    for key in _all_keys(defaults):
+        held, default = cfg, defaults
+        for name in key.split("."):
+            held = held.get(name) if isinstance(held, CN) else None
+            default = default[name]
+        if held is None and default is not None:
+            raise ValueError(f"config key {key} has no value: give one (default: {default!r})")
 
 
 def merge_options(cfg: CN, options: list[str]) -> None:
