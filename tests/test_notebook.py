@@ -50,7 +50,7 @@ def test_notebook_runs(maker, tmp_path, monkeypatch):
     done = maker.execute(maker.notebook())
     texts = "".join(output.get("text", "") for x in done.cells for output in x.get("outputs", ()))
     assert "a cell is 4.0 pixels" not in texts  # the network sees the photograph reduced
-    assert "candidates, 2 boxes; evidence (2, 17, 56, 36)" in texts
+    assert "candidates, 4 boxes; evidence (4, 17, 56, 36)" in texts
     with pytest.raises(Exception, match="no_such_name"):
         broken = maker.notebook()
         broken.cells[1].source = "no_such_name"
