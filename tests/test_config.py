@@ -30,6 +30,7 @@ CONFIGS = sorted(
 )
 KEY_FILES = (
     "config.py",
+    "engine_keys.py",
     "inference_keys.py",
     "rcnn_keys.py",
     "regression_keys.py",
