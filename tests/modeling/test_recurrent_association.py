@@ -384,6 +384,14 @@ def build(paper_config, *options, config=CONFIG):
         (["MODEL.SEQUENCE.SCORE", "x"], "MODEL.SEQUENCE.SCORE is 'x'"),
         (["MODEL.SEQUENCE.MAX_ITERATIONS", "0"], "MAX_ITERATIONS"),
         (["MODEL.TRAIN_PARTS", "['tags']"], "MODEL.TRAIN_PARTS"),
+        (["MODEL.SEQUENCE.OMEGA_TEST", "1.5"], "MODEL.SEQUENCE.OMEGA_TEST is 1.5"),
+        (["TEST.MULTISCALE", "True"], "set TEST.REFINE True"),
+        (["MODEL.SEQUENCE.PROJECT", "-1"], "MODEL.SEQUENCE.PROJECT is -1"),
+        (["MODEL.SEQUENCE.CONTEXT", "-1"], "MODEL.SEQUENCE.CONTEXT is -1"),
+        (
+            ["MODEL.SEQUENCE.ORDER", "random", "MODEL.SEQUENCE.LSTM2.ENABLED", "False"],
+            "ORDER is 'random': that is the order of LSTM2's people",
+        ),
     ],
 )
 def test_impossible_keys_are_named(paper_config, options, message):

@@ -13,6 +13,7 @@ import torch
 from mpn_d2.codecs.heatmap import LEAST_SCORE
 from mpn_d2.codecs.subcell import read_highest
 from mpn_d2.layers.conv_lstm import of_images
+from mpn_d2.modeling.heads.fixed_people import PeopleDecoder
 from mpn_d2.modeling.heads.part_sequence import PartSequenceDecoder
 from mpn_d2.modeling.heads.people_order import order_people
 from mpn_d2.modeling.meta_arch.bottom_up_poses import mean_of_joints
@@ -39,7 +40,7 @@ class WrittenPeople:
 
 
 def write_people(
-    decoder: PartSequenceDecoder,
+    decoder: PeopleDecoder,
     features: torch.Tensor,
     *,
     omega: float,

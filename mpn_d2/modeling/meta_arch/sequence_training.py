@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mpn_d2.layers.conv_lstm import LSTMState, detached, of_images
+from mpn_d2.modeling.heads.fixed_people import PeopleDecoder
 from mpn_d2.modeling.heads.part_sequence import PartSequenceDecoder
 from mpn_d2.modeling.heads.people_order import ORDERS, order_people
 from mpn_d2.modeling.sequence_losses import (
@@ -129,13 +130,18 @@ class ImageProgress:
 class SequenceTraining:
     """Losses of a batch in chunks of `chunk` steps."""
 
-    def __init__(self, decoder: PartSequenceDecoder, rules: SequenceRules) -> None:
+    def __init__(self, decoder: PeopleDecoder, rules: SequenceRules) -> None:
         """
         Raises:
-            ValueError: a loss on LSTM2 alone without LSTM2.
+            ValueError: a loss on LSTM2 alone, or an order of its people, without LSTM2.
         """
         if rules.loss_on == "lstm2" and decoder.lstm2 is None:
             raise ValueError("MODEL.SEQUENCE.LOSS_ON is 'lstm2', but LSTM2.ENABLED is False")
+        if rules.order != "learned" and decoder.lstm2 is None:
+            raise ValueError(
+                f"MODEL.SEQUENCE.ORDER is {rules.order!r}: that is the order of LSTM2's people, "
+                "but LSTM2.ENABLED is False"
+            )
         self.decoder, self.rules = decoder, rules
 
     def chunks(
