@@ -356,6 +356,15 @@ def test_running_norm_uses_and_collects_running_statistics():
     assert torch.equal(norm.running_mean, before)
 
 
+def test_statistics_of_features_settle():
+    """Means of a hundred batches, not of ten, whose chance the decoder would follow."""
+    net, mean = FeatureInput(1), 0.0
+    for number, value in enumerate(torch.linspace(-1, 1, 301).square().tolist(), start=1):
+        net(torch.full((1, 1, 2, 2), value))
+        mean += max(1 / number, 0.01) * (value - mean)
+    assert net.norm.running_mean.item() == pytest.approx(mean, rel=1e-4)
+
+
 def test_features_are_shrunk_projected_and_get_coordinates():
     net = FeatureInput(4, shrink=2, project=3, context=2, coordinates=True).eval()
     out = net(torch.rand(2, 4, 10, 6))

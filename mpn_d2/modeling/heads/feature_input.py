@@ -71,7 +71,8 @@ class FeatureInput(nn.Module):
             if value < 0:
                 raise ValueError(f"MODEL.SEQUENCE.{key} is {value}: 0 or more is needed")
         self.shrink, self.coordinates = shrink, coordinates
-        self.norm = RunningNorm(channels) if norm else None
+        # Statistics of about a hundred batches of one or two images: ten would go on changing.
+        self.norm = RunningNorm(channels, momentum=0.01) if norm else None
         self.project = nn.Conv2d(channels, project, 1) if project else None
         if self.project is not None:
             nn.init.kaiming_normal_(self.project.weight, nonlinearity="relu")
