@@ -65,33 +65,38 @@ def chunks_of(net, targets, chunk, **rules):
 
 @pytest.mark.parametrize(("loop", "passes"), [(0, 1), (2, 2), (3, 3)])
 def test_passes_per_person(loop, passes):
-    net, seen = decoder(loop=loop, noise=0.1), {1: [], 2: []}
-    net.lstm1.register_forward_pre_hook(lambda m, args: seen[1].append(args[0][:, 5:]))
-    net.lstm2.register_forward_pre_hook(lambda m, args: seen[2].append(args[0][:, 5:]))
+    net, fed = decoder(loop=loop, noise=0.1), {1: [], 2: []}
+    net.lstm1.register_forward_pre_hook(lambda m, args: fed[1].append(args[0]))
+    net.lstm2.register_forward_pre_hook(lambda m, args: fed[2].append(args[0]))
     features = torch.rand(2, 5, 6, 7)
-    maps, logits, _ = net.write(features, net.start(net.lstm1, features), 0)
-    again, _ = net.write_again(features, maps, net.start(net.lstm2, features))
+    seen = net.look(features)
+    maps, logits, _ = net.write(seen, net.start(net.lstm1, seen), 0)
+    again, _ = net.write_again(seen, maps, net.start(net.lstm2, seen))
     assert logits.shape == (2,) and again.shape == maps.shape == (2, K, 6, 7)
-    assert len(seen[1]) == len(seen[2]) == passes
+    assert len(fed[1]) == len(fed[2]) == passes
     # Noise first (zeros without a loop), then what the pass before wrote; LSTM2: LSTM1's maps.
     if loop == 0:
-        assert seen[1][0].abs().sum() == 0
+        assert fed[1][0].abs().sum() == 0
     else:
-        assert 0 < seen[1][0].max() <= 0.1 and seen[1][0].min() >= 0
-        assert torch.equal(seen[1][-1], net.maps1(_states_h(net, features, seen[1], passes - 1)))
-    assert torch.equal(seen[2][0], maps)
+        assert 0 < fed[1][0].max() <= 0.1 and fed[1][0].min() >= 0
+        before = net.maps1(_states_h(net.lstm1, features, fed[1], passes - 1))
+        torch.testing.assert_close(fed[1][-1], before)
+    assert torch.equal(fed[2][0], maps)
+    # All of them on [features, maps] in one convolution.
+    torch.testing.assert_close(maps, net.maps1(_states_h(net.lstm1, features, fed[1], passes)))
+    torch.testing.assert_close(again, net.maps2(_states_h(net.lstm2, features, fed[2], passes)))
     once, two = decoder(loop=loop, second_feedback=False), []
     once.lstm2.register_forward_pre_hook(lambda m, args: two.append(1))
-    once.write_again(features, maps, once.start(once.lstm2, features))
+    once.write_again(once.look(features), maps, once.start(once.lstm2, features))
     assert len(two) == 1
 
 
-def _states_h(net, features, fed, count):
-    """LSTM1's last hidden state after `count` passes on what was fed."""
-    state = net.start(net.lstm1, features)
+def _states_h(lstm, features, fed, count):
+    """Its last hidden state after `count` passes on what was fed."""
+    state = lstm.zero_state(len(features), tuple(features.shape[-2:]), features.device)
     for maps in fed[:count]:
         # Not through the hook of the test.
-        state = net.lstm1.forward(torch.cat([features, maps], dim=1), state)
+        state = lstm.forward(torch.cat([features, maps], dim=1), state)
     return state[-1][0]
 
 
@@ -232,18 +237,19 @@ def test_second_lstm_gets_the_people_in_the_imposed_order_with_their_own_targets
         training = SequenceTraining(net, SequenceRules(most_steps=3, order=order))
         (found,) = training.chunks(lambda: features, [targets], None)
         losses[order] = found["loss_sequence_refined"].item()
-        state, written = net.start(net.lstm1, features), []
+        seen = net.look(features)
+        state, written = net.start(net.lstm1, seen), []
         for step in range(3):
-            maps, _, state = net.write(features, state, step)
+            maps, _, state = net.write(seen, state, step)
             written.append(maps[0])
         wanted = written if order == "learned" else written[::-1]
         assert all(torch.equal(a, b) for a, b in zip(handed, wanted, strict=True))
         # The targets that LSTM1's maps are matched to, in the same order.
         cost = [[slow(m, z) for z in targets.maps] for m in written]
         best = _best(cost)
-        again, state2 = [], net.start(net.lstm2, features)
+        again, state2 = [], net.start(net.lstm2, seen)
         for maps in wanted:
-            maps, state2 = write_again(features, maps[None], state2)
+            maps, state2 = write_again(seen, maps[None], state2)
             again.append(maps[0])
         rows = [0, 1, 2] if order == "learned" else [2, 1, 0]
         total = sum((m - targets.maps[best[t]]).square().sum().item() for m, t in zip(again, rows))
@@ -288,6 +294,9 @@ def test_writing_stops_at_omega_or_when_the_steps_run_out_and_images_do_not_mix(
     maps = [torch.rand(4, K, 6, 7) for _ in scores]
 
     class Picky(Script):
+        def look(self, features):
+            return features
+
         def start(self, lstm, features):
             return [(features[:, :1], features[:, :1])]
 
@@ -313,9 +322,10 @@ def test_second_lstm_at_test_time_gives_everybody_back_in_place():
     features = torch.rand(1, 5, 6, 7)
     options = {"omega": 0.3, "most": 4, "tau": 0.0}
     found = write_people(net, features, order="inverse", **options)[0]
-    state, wanted = net.start(net.lstm2, features), []
+    seen = net.look(features)
+    state, wanted = net.start(net.lstm2, seen), []
     for maps in found.first_maps.flip(0):
-        maps, state = net.write_again(features, maps[None], state)
+        maps, state = net.write_again(seen, maps[None], state)
         wanted.append(maps[0])
     torch.testing.assert_close(found.maps, torch.stack(wanted).flip(0))
 

@@ -80,6 +80,10 @@ class FixedPeopleDecoder(nn.Module):
             "width": keys.LSTM1.WIDTH,
         }
 
+    def look(self, features: torch.Tensor) -> torch.Tensor:
+        """The features as they are."""
+        return features
+
     def start(self, lstm: None, features: torch.Tensor) -> LSTMState:
         """Everybody in the images of these features (N, C, H, W).
 

@@ -167,7 +167,7 @@ class SequenceTraining:
         while active:
             seen = features()
             index = torch.tensor(active, device=seen.device)
-            seen = seen[index]
+            seen = self.decoder.look(seen[index])
             if state1 is None:
                 state1 = self.decoder.start(self.decoder.lstm1, seen)
                 if self.decoder.lstm2 is not None:
@@ -190,7 +190,7 @@ class SequenceTraining:
 
     def _write(
         self,
-        features: torch.Tensor,
+        seen: torch.Tensor,
         state: LSTMState,
         images: list[ImageProgress],
         chunk: int | None,
@@ -199,7 +199,7 @@ class SequenceTraining:
         maps, logits, lengths = [], [], [0] * len(images)
         first = images[0].steps
         while not all(image.done for image in images) and len(maps) != chunk:
-            written, logit, state = self.decoder.write(features, state, first + len(maps))
+            written, logit, state = self.decoder.write(seen, state, first + len(maps))
             maps.append(written)
             logits.append(logit.float())
             scores = logits[-1].detach().sigmoid().tolist()
@@ -213,7 +213,7 @@ class SequenceTraining:
 
     def _losses(
         self,
-        features: torch.Tensor,
+        seen: torch.Tensor,
         steps: _Steps,
         state2: LSTMState | None,
         images: list[ImageProgress],
@@ -227,7 +227,7 @@ class SequenceTraining:
             pairs = self._match(maps, logits, steps, place, image)
             own2 = None
             if state2 is not None:
-                own2 = of_images(state2, torch.tensor([place], device=features.device))
+                own2 = of_images(state2, torch.tensor([place], device=seen.device))
             if pairs:
                 chosen, targets = maps[[t for t, _ in pairs]], [z for _, z in pairs]
                 if self.rules.loss_on == "both":
@@ -236,7 +236,7 @@ class SequenceTraining:
                     scores = logits[[t for t, _ in pairs]]
                     order = order_people(self.rules.order, chosen, scores, self.rules.tau)
                     again, own2 = rewrite(
-                        self.decoder, features[place : place + 1], chosen[order], own2
+                        self.decoder, seen[place : place + 1], chosen[order], own2
                     )
                     refined.append(self._heatmap_loss(again, [targets[i] for i in order], image))
             states2.append(own2)
@@ -313,13 +313,13 @@ class _Steps:
 
 
 def rewrite(
-    decoder: PartSequenceDecoder, features: torch.Tensor, maps: torch.Tensor, state: LSTMState
+    decoder: PartSequenceDecoder, seen: torch.Tensor, maps: torch.Tensor, state: LSTMState
 ) -> tuple[torch.Tensor, LSTMState]:
     """LSTM2 on the people of one image, one after the other.
 
     Args:
         decoder: with LSTM2.
-        features: (1, C, H, W).
+        seen: (1, G, H, W), see PartSequenceDecoder.look.
         maps: (P, K, H, W) of LSTM1, at least one, in the order that LSTM2 gets them.
         state: of LSTM2.
 
@@ -328,6 +328,6 @@ def rewrite(
     """
     found = []
     for person in maps:
-        again, state = decoder.write_again(features, person[None], state)
+        again, state = decoder.write_again(seen, person[None], state)
         found.append(again[0])
     return torch.stack(found), state
