@@ -31,7 +31,7 @@ endif
 RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PY)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo synthetic ablation regression assembly inference performance unified test lint clean
+.PHONY: help setup demo synthetic ablation regression assembly inference performance unified docs fuzz test lint clean
 
 help:
 	@echo 'make setup      the environment ($(VENV)): torch, Detectron2, mpn_d2; repeating is quick'
@@ -43,6 +43,8 @@ help:
 	@echo 'make inference  what flip, scales, crops, ensemble ... are worth, figures into docs/ (hours)'
 	@echo 'make performance  speed against Keypoint R-CNN, AP of every SPEED.MODE, into docs/ (hours)'
 	@echo 'make unified    the recurrent decoder on drawn crowds, figures into docs/ (hours; ROWS=1: rows)'
+	@echo 'make docs       the documents as a site, output/site/index.html'
+	@echo 'make fuzz       1,000 broken or hostile inputs of each kind (half an hour)'
 	@echo 'make test       all tests, on CPU (ARGS="..." goes to pytest)'
 	@echo 'make lint       ruff: format and rules'
 	@echo 'make clean      remove output, caches and build folders, not the environment'
@@ -107,6 +109,15 @@ performance: setup
 unified: setup
 	OMP_NUM_THREADS=$(DEMO_THREADS) $(RUN) tools/train_unified.py --runs "$(MPN_RUNS)" \
 	  $(if $(ROWS),--rows)
+
+# Without network; a warning is an error.
+docs: setup
+	$(RUN) -m mkdocs build --strict
+	@echo 'output/site/index.html'
+
+# 1,000 mutations a kind of annotations, results, images, configs and checkpoints; make test: 50.
+fuzz: setup
+	MPN_FUZZ=1000 $(RUN) -W ignore -m pytest -q tests/fuzz $(ARGS)
 
 test: setup
 	$(RUN) -m pytest -q -rs -n $(JOBS) --dist loadfile $(ARGS)

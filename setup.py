@@ -29,14 +29,15 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "hypothesis>=6.100"],
     # Files for other runtimes (tools/export_model.py).
     "export": ["onnx>=1.17", "onnxruntime>=1.20"],
     # Weights in HDF5 files (tools/convert_checkpoint.py); the tests need both.
     "convert": ["h5py>=3.10"],
     # The code behind these comes with later releases; not part of constraints.txt yet.
     "backbones": ["timm>=1.0"],
-    "docs": ["mkdocs>=1.6,<2"],
+    # The site (make docs) and the notebook in it; the tests build the one and run the other.
+    "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29", "nbclient>=0.10", "ipykernel>=6.29"],
 }
 
 # Every build of OpenCV owns the package `cv2`; two of them in one environment break each other.

@@ -14,6 +14,7 @@ import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from mpn_d2.engine_keys import add_engine_keys
 from mpn_d2.inference_keys import add_inference_keys
 from mpn_d2.rcnn_keys import add_rcnn_keys
 from mpn_d2.regression_keys import add_regression_keys
@@ -26,7 +27,7 @@ def add_mpn_config(cfg: CN) -> None:
     _add_model_keys(cfg)
     _add_assembly_keys(cfg)
     _add_data_keys(cfg)
-    _add_engine_keys(cfg)
+    add_engine_keys(cfg)
     add_inference_keys(cfg)
     add_rcnn_keys(cfg)
     add_regression_keys(cfg)
@@ -58,6 +59,8 @@ def load_config(config_file: str, options: list[str] | None = None) -> CN:
             raise ValueError(f"{config_file}: {_explain_key(cfg, error)}") from error
         except (ValueError, AssertionError, FileNotFoundError, yaml.YAMLError) as error:
             raise ValueError(f"{config_file}: {_explain_value(error)}") from error
+        except RecursionError as error:
+            raise ValueError(f"{config_file}: its _BASE_ leads back to itself") from error
         except (TypeError, AttributeError) as error:
             raise ValueError(
                 f"{config_file}: it, or a file that its _BASE_ names, is not a config of "
@@ -71,7 +74,24 @@ def load_config(config_file: str, options: list[str] | None = None) -> CN:
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     merge_options(cfg, options or [])
+    check_values(cfg)
     return cfg
+
+
+def check_values(cfg: CN) -> None:
+    """ValueError naming the first key that has no value and needs one.
+
+    yacs takes an empty entry of a file (None) for every type.
+    """
+    defaults = get_cfg()
+    add_mpn_config(defaults)
+    for key in _all_keys(defaults):
+        held, default = cfg, defaults
+        for name in key.split("."):
+            held = held.get(name) if isinstance(held, CN) else None
+            default = default[name]
+        if held is None and default is not None:
+            raise ValueError(f"config key {key} has no value: give one (default: {default!r})")
 
 
 def merge_options(cfg: CN, options: list[str]) -> None:
@@ -344,49 +364,3 @@ def _add_data_keys(cfg: CN) -> None:
     # Tasks scored in one run: bbox, segm (masks of people one by one), keypoints, sem_seg (the
     # mask of all people together).
     cfg.EVAL.TASKS = ["bbox", "keypoints", "sem_seg"]
-
-
-def _add_engine_keys(cfg: CN) -> None:
-    # Optimiser: adam [paper] | sgd (Detectron2's). With either, Detectron2's
-    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE knows full_model too: one norm over all gradients.
-    cfg.SOLVER.OPTIMIZER = "adam"
-    # Newest checkpoints of every SOLVER.CHECKPOINT_PERIOD that are kept, 0 for all. [ours]
-    cfg.SOLVER.CHECKPOINT_KEEP = 2
-    # model_best.pth is the best evaluation by the first of these that has a value, on the first
-    # test dataset ("task/metric"); [] keeps none. [ours]
-    cfg.TEST.BEST_METRIC = ["keypoints/AP", "bbox/AP"]
-    # Type of SOLVER.AMP.ENABLED's autocast: bfloat16 (CPU, GPU) | float16 (GPU). [ours]
-    cfg.SOLVER.AMP.DTYPE = "bfloat16"
-    # Micro-batches that a process cuts its images of a step into, to save memory. [ours: 1]
-    cfg.SOLVER.ACCUMULATION = 1
-    cfg.SOLVER.EMA = CN()
-    # Decay of the averaged weights that are evaluated and saved, 0 to 1; 0 for none. [ours: off]
-    cfg.SOLVER.EMA.DECAY = 0.0
-    # With SOLVER.LR_SCHEDULER_NAME ReduceOnPlateau (beside Detectron2's schedules): the learning
-    # rate falls when a figure of the evaluation every TEST.EVAL_PERIOD stops getting better.
-    cfg.SOLVER.PLATEAU = CN()
-    # "task/metric" of the first of DATASETS.TEST, or loss: that of training, over DATASETS.TEST.
-    cfg.SOLVER.PLATEAU.METRIC = "loss"
-    # The learning rate is multiplied by this. [paper: 0.1]
-    cfg.SOLVER.PLATEAU.FACTOR = 0.1
-    # Evaluations in a row without a gain that are put up with. [LM: 3]
-    cfg.SOLVER.PLATEAU.PATIENCE = 3
-    # Smallest share of the best figure that counts as a gain. [PyTorch: 0.0001]
-    cfg.SOLVER.PLATEAU.THRESHOLD = 0.0001
-    # The learning rate is not lowered below this. [PyTorch: 0]
-    cfg.SOLVER.PLATEAU.MIN_LR = 0.0
-
-    cfg.STAGES = CN()
-    # Order of `--stage all`. [paper]
-    cfg.STAGES.ORDER = ["keypoint", "person", "assembly"]
-    # Each stage overlays the config with any keys (STAGES.PERSON.SOLVER.BASE_LR ...).
-    for name, parts in (
-        ("KEYPOINT", ["keypoint"]),
-        ("PERSON", ["person"]),
-        ("ASSEMBLY", ["assembly"]),
-        ("JOINT", ["keypoint", "person", "assembly"]),
-    ):
-        stage = CN(new_allowed=True)
-        # MODEL.TRAIN_PARTS of the stage.
-        stage.MODEL = CN({"TRAIN_PARTS": parts}, new_allowed=True)
-        cfg.STAGES[name] = stage

@@ -65,6 +65,9 @@ def _add_decoder_keys(cfg: CN) -> None:
     cfg.MODEL.SEQUENCE.COORDINATES = False
     # Cell side of the decoder, network-input pixels; a multiple of the base's. [inferred: 4]
     cfg.MODEL.SEQUENCE.STRIDE = 4
+    # recurrent (one person a step) [paper] | fixed (MAX_ITERATIONS people at once, LSTM1.LAYERS
+    # convolutions of LSTM1.WIDTH channels; needs EXACT_SGD, knows no LSTM2). [paper: breaks down]
+    cfg.MODEL.SEQUENCE.DECODER = "recurrent"
     cfg.MODEL.SEQUENCE.LSTM1 = CN()
     # Layers of the LSTM that finds the people. [paper: 3]
     cfg.MODEL.SEQUENCE.LSTM1.LAYERS = 3

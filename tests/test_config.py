@@ -30,6 +30,7 @@ CONFIGS = sorted(
 )
 KEY_FILES = (
     "config.py",
+    "engine_keys.py",
     "inference_keys.py",
     "rcnn_keys.py",
     "regression_keys.py",
@@ -114,6 +115,19 @@ def test_mistakes_are_one_line(tmp_path):
     bad.write_text("VERSION: 2\nMODEL: [unclosed\n")
     with pytest.raises(ValueError, match=r"bad.yaml"):
         load_config(str(bad))
+
+
+def test_keys_without_a_value_and_bases_in_a_circle_are_one_line(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("SOLVER:\n  MAX_ITER:\n")
+    with pytest.raises(ValueError, match=r"config key SOLVER\.MAX_ITER has no value"):
+        load_config(str(file))
+    file.write_text("STAGES: {PERSON: {SOLVER: {IMS_PER_BATCH: null}}}\n")
+    with pytest.raises(ValueError, match=r"config key SOLVER\.IMS_PER_BATCH has no value"):
+        stage_config(load_config(str(file)), "person", [])
+    file.write_text("_BASE_: config.yaml\n")
+    with pytest.raises(ValueError, match="its _BASE_ leads back to itself"):
+        load_config(str(file))
 
 
 def test_command_line_wins_over_stage_and_stage_over_base(paper_config):

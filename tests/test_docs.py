@@ -72,6 +72,11 @@ def test_tables_of_inference_show_the_results():
     assert_shown("inference.md", tool("inference_table").tables(results))
 
 
+def test_table_of_networks_shows_the_results():
+    results = json.loads((DOCS / "results" / "model_zoo.json").read_text())
+    assert_shown("model_zoo.md", tool("model_zoo").tables(results))
+
+
 def test_tables_of_the_rcnn_show_the_results():
     """Empty until the networks are trained."""
     file = DOCS / "results" / "multitask_rcnn.json"

@@ -11,6 +11,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -125,6 +126,29 @@ def test_wheel_holds_the_package_and_its_configs(tmp_path: Path) -> None:
     sources = {str(path.relative_to(REPO)) for path in (REPO / "mpn_d2").rglob("*.py")}
     assert sources <= names and "mpn_d2/configs/Base.yaml" in names
     assert any(name.endswith("LICENSE") for name in names)
+
+
+def test_source_distribution_makes_the_same_wheel(tmp_path: Path) -> None:
+    """Unpacked elsewhere, without this repository, it builds the package with every config."""
+    copy = tmp_path / "copy"
+    ignored = shutil.ignore_patterns("__pycache__", ".git", "output", "build", "*.egg-info", "docs")
+    shutil.copytree(REPO, copy, ignore=ignored, symlinks=True)
+    code = f"import setuptools.build_meta as b; print(b.build_sdist({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=copy, capture_output=True)
+    [archive] = tmp_path.glob("mpn_d2-*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(tmp_path / "unpacked", filter="data")
+    [unpacked] = (tmp_path / "unpacked").iterdir()
+    for name in ("LICENSE", "CHANGELOG.md", "CITATION.cff", "README.md"):
+        assert (unpacked / name).is_file(), name
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*command, "-w", str(tmp_path), str(unpacked)], check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    configs = {f"mpn_d2/{path.relative_to(REPO)}" for path in (REPO / "configs").rglob("*.yaml")}
+    data = [*(REPO / "mpn_d2" / "weights").iterdir(), *(REPO / "mpn_d2/data/layouts").iterdir()]
+    assert configs and configs <= names
+    assert {str(path.relative_to(REPO)) for path in data} <= names
 
 
 # ----------------------------------------------------------------------- setup_environment

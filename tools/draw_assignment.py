@@ -22,14 +22,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
-from torch import nn
 
 from mpn_d2.config import load_config
 from mpn_d2.data.image_file import read_pose_image
 from mpn_d2.data.people_file import load_people_file, person_id
 from mpn_d2.engine.assembler_weights import assembler_options, load_assembler
+from mpn_d2.engine.assignment import assign
 from mpn_d2.engine.cli import run_command
 from mpn_d2.evaluation.scenes import (
     TRUTH,
@@ -40,10 +39,8 @@ from mpn_d2.evaluation.scenes import (
     with_boxes,
     with_keypoints,
 )
-from mpn_d2.modeling.assembly.grid_evidence import GridEvidence
-from mpn_d2.modeling.assembly.people_batch import PeopleBatch
 from mpn_d2.structures.skeleton import get_skeleton
-from mpn_d2.utils.assignment_picture import Assignment, draw_assignment
+from mpn_d2.utils.assignment_picture import draw_assignment
 from mpn_d2.utils.visualize import write_png
 
 REPO = Path(__file__).resolve().parents[1]
@@ -121,44 +118,6 @@ def load_scene(args: argparse.Namespace, cfg: CfgNode, dicts: list[dict], record
     for line in skipped.lines():
         print(line)
     return next(scene for scene in scenes if scene.image_id == record["image_id"])
-
-
-@torch.no_grad()
-def assign(assembler: nn.Module, scene: Scene) -> Assignment:
-    """Assembles one image and keeps what the evidence said, on the CPU."""
-    evidence = assembler.evidence
-    scored = scene.box_scores is not None
-    batch = assembler.collate(
-        [scene.candidates.to(evidence.device)],
-        [scene.boxes.to(evidence.device)],
-        [scene.box_scores.to(evidence.device)] if scored else None,
-    )
-    grids = None
-    if isinstance(evidence, GridEvidence):
-        grids = evidence.network(evidence.encode_people(batch))
-        rating = evidence.rate_grids(batch, grids, peaks=assembler.needs_peaks)
-        grids = grids.cpu()
-    else:
-        rating = assembler.rate(batch)
-    (poses,) = assembler.assemble(batch, rating)
-    return Assignment(
-        candidates=scene.candidates,
-        boxes=scene.boxes,
-        poses=type(poses)(poses.keypoints.cpu(), poses.scores.cpu(), poses.candidate_ids.cpu()),
-        rated=batch.slot.cpu(),
-        pair_scores=scores_of_candidates(batch, rating.pair_scores, len(scene.candidates)).cpu(),
-        grids=grids,
-        owners=scene.owners,
-        people=scene.people,
-    )
-
-
-def scores_of_candidates(batch: PeopleBatch, pair_scores: torch.Tensor, count: int) -> torch.Tensor:
-    """(B, K, M) scores of a batch of one image to (B, C) in the order of its C candidates."""
-    scores = pair_scores.new_zeros(len(pair_scores), count)
-    real = batch.ids[0] >= 0
-    scores[:, batch.ids[0][real]] = pair_scores[:, real]
-    return scores
 
 
 def read_canvas(record: dict, images: str | None) -> np.ndarray:

@@ -96,8 +96,9 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
     )
     parser.add_argument("--runs", required=True, metavar="DIR", help="data and trainings go there")
     parser.add_argument("--base", metavar="F.pth", help="default: RUNS/drawn-v1/model_final.pth")
-    parser.add_argument("--rows", action="store_true", help="the table of switches instead")
-    parser.add_argument("--measure", action="store_true", help="memory and time instead")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--rows", action="store_true", help="the table of switches instead")
+    instead.add_argument("--measure", action="store_true", help="memory and time instead")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", help=f"of {', '.join(SYSTEMS)}, or of the rows"
     )

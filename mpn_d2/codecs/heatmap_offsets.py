@@ -73,7 +73,8 @@ def read_at_offsets(maps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     # With a border of zeros, every cell that is read is there.
     padded = F.pad(maps, (2, 3, 2, 3))
     step = padded.shape[-1]
-    first = ((top + 2) * step + left + 2).long().flatten(2)
+    # Where an offset is NaN, as in a training that diverges, the shares are NaN too.
+    first = ((top + 2) * step + left + 2).nan_to_num(0.0).long().flatten(2)
     flat = padded.flatten(2)
 
     def corner(down: int, right: int) -> torch.Tensor:

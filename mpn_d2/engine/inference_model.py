@@ -21,7 +21,7 @@ from mpn_d2.config_files import config_file
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.fast import check_speed, speed_up
-from mpn_d2.engine.rcnn_checks import check_rcnn_inference
+from mpn_d2.engine.rcnn_checks import RCNN, check_rcnn_inference, gives_masks
 from mpn_d2.engine.refine import build_refiner
 from mpn_d2.engine.size_groups import same_in_any_batch
 from mpn_d2.engine.suppression import PoseSuppression
@@ -109,6 +109,11 @@ def check_inference_config(cfg: CfgNode) -> None:
     PoseSuppression(cfg.OKS_NMS.MODE, cfg.OKS_NMS.THRESH, ())
     build_view_plan(cfg)
     check_rcnn_inference(cfg)
+    if wraps(cfg) and cfg.MODEL.META_ARCHITECTURE == RCNN and not cfg.MODEL.KEYPOINT_ON:
+        raise ValueError(
+            "MODEL.KEYPOINT_ON is False, but TTA, ENSEMBLE, REFINE and OKS_NMS compare poses: "
+            "switch them off, or keypoints on"
+        )
     if cfg.REFINE.WEIGHTS and not cfg.REFINE.CONFIG:
         raise ValueError("REFINE.WEIGHTS is given without REFINE.CONFIG: give the config, too")
     if cfg.TEST.AUG.ENABLED:
@@ -191,6 +196,11 @@ def build_members(
                         f"its EVAL.{key} is {member.EVAL[key]!r}: a network that predicts all by "
                         "itself is needed"
                     )
+            if "segm" in cfg.EVAL.TASKS and not gives_masks(member):
+                raise ValueError(
+                    f"it gives no masks of people one by one, but EVAL.TASKS is "
+                    f"{list(cfg.EVAL.TASKS)}: leave segm out"
+                )
             if not weights:
                 raise ValueError("its entry of ENSEMBLE.WEIGHTS is empty: give its checkpoint")
             model = (load or load_trained_model)(member, weights)

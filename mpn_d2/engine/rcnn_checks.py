@@ -19,11 +19,16 @@ def check_rcnn_parts(cfg: CfgNode) -> None:
         )
 
 
+def gives_masks(cfg: CfgNode) -> bool:
+    """Whether a model of this config finds a mask of each person."""
+    return cfg.MODEL.META_ARCHITECTURE == RCNN and cfg.MODEL.MASK_ON
+
+
 def check_rcnn_inference(cfg: CfgNode) -> None:
     """Raises a ValueError that names a key of evaluation that an R-CNN has nothing for, or masks
     that are wanted of a model without."""
     tasks = list(cfg.EVAL.TASKS)
-    if "segm" in tasks and not (cfg.MODEL.META_ARCHITECTURE == RCNN and cfg.MODEL.MASK_ON):
+    if "segm" in tasks and not gives_masks(cfg):
         raise ValueError(
             f"EVAL.TASKS is {tasks}, but masks of people one by one (segm) come from {RCNN} with "
             "MODEL.MASK_ON True alone: leave segm out, or switch them on"

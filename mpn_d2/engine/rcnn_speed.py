@@ -10,8 +10,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, Instances
 from torch import nn
 
+from mpn_d2.engine.part_speed import seconds_of_one
 from mpn_d2.modeling.roi_heads.keypoint_offset_head import REFINEMENTS, KeypointOffsetHead
-from mpn_d2.utils.timing import seconds_of
 
 PEOPLE = 20
 # Width and height of a person's box, network-input pixels.
@@ -41,9 +41,10 @@ def measure_heads(cfg: CfgNode, *, repeats: int) -> dict[str, float]:
 
     for turn in range(repeats + 1):
         for refine, head in heads.items():
-            spent = seconds_of(lambda head=head: find(head), 1, device=device)
+            spent = seconds_of_one(lambda head=head: find(head), device)
+            # The first turn warms up.
             if turn:
-                times[refine] += spent
+                times[refine].append(spent)
     medians = {refine: statistics.median(values) for refine, values in times.items()}
     figures = {f"heads/seconds/{k}/{PEOPLE}": value for k, value in medians.items()}
     plain = medians["none"]

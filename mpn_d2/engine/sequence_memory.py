@@ -92,21 +92,22 @@ def step_bytes(
     features = torch.empty(1, channels, *size, device="meta")
     targets = torch.empty(people, decoder.num_keypoints, *size, device="meta")
     with kept.watching(decoder):
-        state, total, logits, written = decoder.start(decoder.lstm1, features), [], [], []
+        seen = decoder.look(features)
+        state, total, logits, written = decoder.start(decoder.lstm1, seen), [], [], []
         for step in range(people + 1):
-            maps, logit, state = decoder.write(features, state, step)
+            maps, logit, state = decoder.write(seen, state, step)
             logits.append(logit)
             written.append(maps)
         total.append((torch.cat(written[:people]) - targets).square().sum())
         if decoder.lstm2 is not None:
-            state, again = decoder.start(decoder.lstm2, features), []
+            state, again = decoder.start(decoder.lstm2, seen), []
             for maps in written[:people]:
-                maps, state = decoder.write_again(features, maps, state)
+                maps, state = decoder.write_again(seen, maps, state)
                 again.append(maps)
             total.append((torch.cat(again) - targets).square().sum())
         loss = sum(total) + nn.functional.softplus(torch.cat(logits)).sum()
     found = kept.peak
-    del loss, total, logits, written, state
+    del loss, total, logits, written, state, seen
     return found
 
 
@@ -135,22 +136,24 @@ def seconds_per_person(
 ) -> dict[str, float]:
     """Median seconds that each LSTM takes for one person of one image, all its passes.
 
+    Without what is computed once an image, whatever the number of people (`look`).
+
     Args:
         decoder: in evaluation mode.
         channels: C of its features.
         size: (H, W).
         rounds: measurements, after one that does not count.
     """
-    features = torch.rand(1, channels, *size)
-    state = decoder.start(decoder.lstm1, features)
+    seen = decoder.look(torch.rand(1, channels, *size))
+    state = decoder.start(decoder.lstm1, seen)
     times: dict[str, list[float]] = {"lstm1": [], "lstm2": []}
-    state2 = decoder.start(decoder.lstm2, features) if decoder.lstm2 is not None else None
+    state2 = decoder.start(decoder.lstm2, seen) if decoder.lstm2 is not None else None
     for step in range(rounds + 1):
         start = time.perf_counter()
-        maps, _, state = decoder.write(features, state, step)
+        maps, _, state = decoder.write(seen, state, step)
         times["lstm1"].append(time.perf_counter() - start)
         if state2 is not None:
             start = time.perf_counter()
-            _, state2 = decoder.write_again(features, maps, state2)
+            _, state2 = decoder.write_again(seen, maps, state2)
             times["lstm2"].append(time.perf_counter() - start)
     return {name: statistics.median(found[1:]) for name, found in times.items() if found}

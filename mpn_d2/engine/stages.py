@@ -19,7 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch import nn
 
-from mpn_d2.config import merge_options
+from mpn_d2.config import check_values, merge_options
 from mpn_d2.data.loader import trains_without_images
 from mpn_d2.engine.build import check_training_config
 from mpn_d2.engine.checkpoint import TAG, PoseCheckpointer, read_progress, some_names
@@ -72,6 +72,7 @@ def stage_config(cfg: CfgNode, stage: str, options: list[str]) -> CfgNode:
     for key, value in zip(options[::2], options[1::2], strict=True):
         if key.startswith(prefix):
             merge_options(staged, [key.removeprefix(prefix), value])
+    check_values(staged)
     staged.freeze()
     return staged
 

@@ -298,7 +298,8 @@ def pool_people(
     results: Sequence[tuple[View, dict]], size: tuple[int, int], flip_indices: Sequence[int]
 ) -> dict:
     """Everybody whom any view shows, with a mask of her own where the views give one, in the frame
-    of the image; masks of all people together are averaged.
+    of the image; masks of all people together are averaged. Fields that not all results have (an
+    ensemble of which not every network gives each person a mask) are left out.
 
     Args:
         results: of one image per view: {"instances", "sem_seg" ...} in pixels of the view's part.
@@ -309,7 +310,12 @@ def pool_people(
         {"instances", "sem_seg" and "heatmaps" where the first view has them: the mean mask of
         those that have one (in an ensemble not every network does), the maps of the first}.
     """
-    merged = {"instances": Instances.cat([_placed(r, v, size, flip_indices) for v, r in results])}
+    placed = [_placed(r, v, size, flip_indices) for v, r in results]
+    shared = set.intersection(*(set(people.get_fields()) for people in placed))
+    for people in placed:
+        for name in set(people.get_fields()) - shared:
+            people.remove(name)
+    merged = {"instances": Instances.cat(placed)}
     first = results[0][1]
     if "sem_seg" in first:
         with_masks = [pair for pair in results if "sem_seg" in pair[1]]

@@ -11,7 +11,7 @@ import torch
 from detectron2.structures import Instances
 from pycocotools.coco import COCO
 
-from mpn_d2.data.person_masks import has_mask
+from mpn_d2.data.person_masks import has_mask, valid_polygons
 
 
 def encode_masks(masks: torch.Tensor) -> list[dict]:
@@ -48,21 +48,31 @@ def truth_of_masks(truth: COCO) -> COCO:
     """The truth for masks: people without one become a crowd as large as their box.
 
     Which pixels are theirs is not known: whatever mask is found there is neither right nor wrong.
-    `truth` itself where everybody has a mask; it is left as it is.
+    Polygons of fewer than three points are left out, as in training: pycocotools takes one of two
+    points for a box, and fails. `truth` itself where there is nothing to change; it is left as it
+    is.
     """
-    missing = {i for i, a in truth.anns.items() if not has_mask(a)}
-    if not missing:
-        return truth
+    known = [_known_mask(a) for a in truth.dataset["annotations"]]
     content = dict(truth.dataset)
-    content["annotations"] = [
-        {**a, "iscrowd": 1, "segmentation": [_box_polygon(a["bbox"])]} if a["id"] in missing else a
-        for a in truth.dataset["annotations"]
-    ]
+    content["annotations"] = known
+    if all(a is b for a, b in zip(known, truth.dataset["annotations"], strict=True)):
+        return truth
     with_boxes = COCO()
     with_boxes.dataset = content
     with contextlib.redirect_stdout(io.StringIO()):
         with_boxes.createIndex()
     return with_boxes
+
+
+def _known_mask(person: dict) -> dict:
+    """The annotation as it can be scored, see `truth_of_masks`; itself where it can be as it is."""
+    segmentation = person.get("segmentation")
+    if not has_mask(person):
+        return {**person, "iscrowd": 1, "segmentation": [_box_polygon(person["bbox"])]}
+    polygons = valid_polygons(segmentation)
+    if isinstance(segmentation, dict) or len(polygons) == len(segmentation):
+        return person
+    return {**person, "segmentation": [p.reshape(-1).tolist() for p in polygons]}
 
 
 def _box_polygon(box: list[float]) -> list[float]:

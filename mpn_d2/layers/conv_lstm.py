@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 # (h, c) of each layer, (N, width, H, W) each.
@@ -50,19 +51,43 @@ class ConvLSTM(nn.Module):
         zeros = [torch.zeros(images, width, *size, device=device) for width in self.widths]
         return [(x, x) for x in zeros]
 
-    def forward(self, inputs: torch.Tensor, state: LSTMState) -> LSTMState:
+    def share(self, constant: torch.Tensor) -> torch.Tensor:
+        """What the first layer's gates take from input channels that are the same at every step.
+
+        A convolution is a sum over its input channels: this part is computed once for all steps.
+
+        Args:
+            constant: (N, C, H, W) the first C channels of the inputs.
+
+        Returns:
+            (N, 4 * widths[0], H, W), bias included.
+        """
+        conv = self.gates[0]
+        weight = conv.weight[:, : constant.shape[1]]
+        return F.conv2d(constant, weight, conv.bias, padding=conv.padding)
+
+    def forward(
+        self, inputs: torch.Tensor, state: LSTMState, shared: torch.Tensor | None = None
+    ) -> LSTMState:
         """One step.
 
         Args:
-            inputs: (N, in_channels, H, W).
+            inputs: (N, in_channels, H, W), without the channels that `shared` stands for.
             state: of the step before; not changed.
+            shared: of `share`; None: the inputs are whole.
 
         Returns:
             The new state; the last layer's h is the output.
         """
         after = []
         for conv, width, (h, c) in zip(self.gates, self.widths, state, strict=True):
-            values = conv(torch.cat([inputs, h.to(inputs.dtype)], dim=1))
+            inputs = torch.cat([inputs, h.to(inputs.dtype)], dim=1)
+            if shared is None:
+                values = conv(inputs)
+            else:
+                weight = conv.weight[:, -inputs.shape[1] :]
+                values = shared + F.conv2d(inputs, weight, padding=conv.padding)
+                shared = None
             i, f, o = values[:, : 3 * width].sigmoid().chunk(3, dim=1)
             # The cell adds up over many steps: in float32, also in autocast.
             c = f * c + i * values[:, 3 * width :].tanh()

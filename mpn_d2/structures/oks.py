@@ -107,7 +107,10 @@ def soft_oks_nms(
     Soft-NMS (Bodla et al., ICCV 2017) with OKS in place of IoU.
 
     Args:
-        poses, scores, areas, sigmas: see `oks_nms`.
+        poses: (N, K, 3), see `oks_nms`, as the next three.
+        scores: (N,).
+        areas: (N,).
+        sigmas: (K,).
         threshold: width of the Gaussian penalty.
         min_score: poses whose lowered score is below it are dropped.
 

@@ -67,6 +67,13 @@ def test_offsets_of_nothing_and_of_one_cell():
     assert read_at_offsets(maps[:0], offsets[:0]).shape == (0, 3, 7, 7)
 
 
+def test_offsets_of_a_training_that_diverges_show_in_the_result():
+    offsets = torch.zeros(1, 4, 5, 6)
+    offsets[0, 2, 1, 4] = math.nan
+    found = read_at_offsets(torch.rand(1, 2, 5, 6), offsets)
+    assert found[0, 1, 1, 4].isnan() and found.isnan().sum() == 1
+
+
 def test_targets_peak_at_the_joint_s_cell():
     # Box of 28 x 56 pixels: cells of 0.5 x 1 pixels at 56 cells.
     boxes = torch.tensor([[10.0, 20.0, 38.0, 76.0]])

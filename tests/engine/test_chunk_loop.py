@@ -117,3 +117,42 @@ def test_base_and_decoder_train_one_after_the_other(paper_config, tmp_path):
     before = torch.load(weights, weights_only=True)["model"]
     for name, tensor in before.items():
         assert torch.equal(trained[name], tensor), name
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_and_resumed_run_ends_like_one_that_was_not(paper_config, tmp_path, monkeypatch):
+    """Noise, running statistics, moments and averages go on; steps of one image have chunks."""
+    from mpn_d2.data.datasets import register_pose_datasets
+    from mpn_d2.engine.trainer import PoseTrainer
+
+    register_pose_datasets()
+    step = PoseTrainer.run_step
+
+    def run_config(name, kill_at=None, resume=False):
+        def killed(trainer):
+            if trainer.iter == kill_at:
+                raise Killed
+            step(trainer)
+
+        monkeypatch.setattr(PoseTrainer, "run_step", killed)
+        options = [*TINY, "DATASETS.TEST", "()", "MODEL.SEQUENCE.FREEZE_BASE", "False"]
+        options += ["STAGES.JOINT.SOLVER.IMS_PER_BATCH", "2", "STAGES.JOINT.SOLVER.MAX_ITER", "4"]
+        options += ["SOLVER.CHECKPOINT_PERIOD", "2", "SOLVER.EMA.DECAY", "0.9"]
+        options += ["SOLVER.CLIP_GRADIENTS.ENABLED", "True", "MODEL.WEIGHTS", ""]
+        options += ["OUTPUT_DIR", str(tmp_path / name)]
+        cfg = paper_config("UnifiedAssociation/unified.yaml", copy.copy(options))
+        cfg.freeze()
+        train(cfg, "all", options, resume=resume)
+        return torch.load(tmp_path / name / "model_final.pth", weights_only=True)
+
+    whole = run_config("whole")
+    with pytest.raises(Killed):
+        run_config("cut", kill_at=3)
+    cut = run_config("cut", resume=True)
+    assert whole["model"].keys() == cut["model"].keys()
+    for name, tensor in whole["model"].items():
+        assert torch.equal(tensor, cut["model"][name]), name
+    assert whole["model"]["features.norm.num_batches_tracked"] == 4

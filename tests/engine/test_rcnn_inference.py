@@ -13,7 +13,11 @@ from detectron2.modeling import build_model
 
 from mpn_d2.config import load_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
-from mpn_d2.engine.inference_model import build_inference_model
+from mpn_d2.engine.inference_model import (
+    build_inference_model,
+    build_members,
+    check_inference_config,
+)
 from mpn_d2.engine.pose_predictor import PosePredictor
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -110,6 +114,25 @@ def test_nobody_in_another_size(weights, image):
 def test_maps_of_the_whole_image_are_missed(weights):
     with pytest.raises(ValueError, match=r"TTA\.FUSION maps .* set TTA\.FUSION poses"):
         build_inference_model(config("TTA.ENABLED", "True", "TTA.FLIP", "True"), weights)
+
+
+def test_members_without_masks_are_refused_where_masks_are_scored(weights):
+    member = ["ENSEMBLE.CONFIGS", "['MultiPoseNet/R_50.yaml']", "ENSEMBLE.WEIGHTS", "['x.pth']"]
+    with pytest.raises(ValueError, match=r"R_50.*no masks of people one by one.*leave segm out"):
+        build_members(config(*POOLED, *member), load=lambda cfg, weights: torch.nn.Identity())
+    members = build_members(
+        config(*POOLED, *member, "EVAL.TASKS", "['bbox', 'keypoints']"),
+        load=lambda cfg, weights: torch.nn.Identity(),
+    )
+    assert len(members) == 1
+
+
+@pytest.mark.parametrize("options", [POOLED, ["OKS_NMS.MODE", "soft"]])
+def test_nothing_compares_poses_of_an_rcnn_without_keypoints(options):
+    without = ["MODEL.KEYPOINT_ON", "False", "EVAL.TASKS", "['bbox', 'segm']"]
+    with pytest.raises(ValueError, match=r"MODEL\.KEYPOINT_ON is False, but TTA"):
+        check_inference_config(config(*options, *without))
+    check_inference_config(config(*without))
 
 
 def test_masks_for_users(weights, image):

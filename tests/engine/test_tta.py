@@ -245,3 +245,20 @@ def test_missing_joints_stay_zero_in_pooled_views():
     torch.testing.assert_close(pooled.pred_keypoints, want)
     assert pooled.pred_boxes.tensor.tolist() == [[180, 205, 195, 230]]
     assert torch.equal(found.pred_keypoints[0, 0], torch.tensor([6.0, 7, 0.9]))
+
+
+@pytest.mark.parametrize("masked", [0, 1])
+def test_masks_that_not_all_networks_give_are_left_out(masked):
+    results = []
+    for number in (0, 1):
+        people = Instances((30, 40), pred_boxes=Boxes(torch.tensor([[5.0, 5, 20, 25]])))
+        people.scores = people.pose_scores = torch.tensor([0.9 - number / 10])
+        people.pred_keypoints = torch.ones(1, 3, 3)
+        if number == masked:
+            people.pred_masks = torch.ones(1, 30, 40, dtype=torch.bool)
+        results.append((View((0, 0, 40, 30)), {"instances": people}))
+    pooled = tta.pool_people(results, (30, 40), FLIP)["instances"]
+    assert len(pooled) == 2 and not pooled.has("pred_masks")
+    assert results[masked][1]["instances"].has("pred_masks")
+    both = tta.pool_people([results[masked]] * 2, (30, 40), FLIP)["instances"]
+    assert both.pred_masks.shape == (2, 30, 40)

@@ -94,6 +94,13 @@ def test_people_without_a_mask_are_neither_right_nor_wrong(missing, register_coc
     assert elsewhere["segm"]["AP"] == pytest.approx(50)
 
 
+def test_polygons_of_two_points_are_left_out(register_coco):
+    """pycocotools takes the first for a box, and ends in a TypeError."""
+    people = [person(1, 10, 10, 20, [[3.0, 4.0, 5.0, 6.0], *polygon(10, 10, 20)])]
+    found = evaluated(register_coco, people, [square(10, 10, 20)], [0.9])
+    assert found["segm"]["AP"] == pytest.approx(100)
+
+
 def test_the_truth_stays_as_it_was(register_coco):
     people = [person(1, 5, 5, 20, polygon(5, 5, 20)), person(2, 40, 30, 20, [])]
     content = {

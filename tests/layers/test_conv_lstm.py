@@ -54,6 +54,26 @@ def test_two_steps_equal_cells_written_out():
             torch.testing.assert_close(c, slow_c, atol=1e-5, rtol=1e-5)
 
 
+def test_what_stays_the_same_at_all_steps_is_computed_once():
+    lstm = ConvLSTM(5, (2, 3))
+    constant = torch.randn(2, 3, 4, 6, requires_grad=True)
+    changing = [torch.randn(2, 2, 4, 6) for _ in range(3)]
+    zero = lstm.zero_state(2, (4, 6), constant.device)
+    outputs, gradients = [], []
+    for apart in (False, True):
+        lstm.zero_grad()
+        constant.grad, state = None, zero
+        shared = lstm.share(constant) if apart else None
+        for x in changing:
+            inputs = x if apart else torch.cat([constant, x], dim=1)
+            state = lstm(inputs, state, shared)
+        state[-1][0].square().sum().backward()
+        outputs.append(state[-1][0])
+        gradients.append([constant.grad, *(p.grad for p in lstm.parameters())])
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+
+
 def test_detached_state_has_the_values_and_no_gradient():
     lstm = ConvLSTM(1, (2,))
     early = torch.randn(1, 1, 3, 3, requires_grad=True)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d
 from torch import nn
+from torchvision.ops import deform_conv2d
 
 from mpn_d2.layers import deformable_conv
 from mpn_d2.layers.deformable_conv import DeformableConv2d, convolve_then_read
@@ -140,3 +141,19 @@ def test_no_image_and_low_precision():
         low = deformable(x.bfloat16())
     torch.testing.assert_close(low, deformable(x), atol=0.2, rtol=0.1)
     low.sum().backward()
+
+
+def test_offsets_of_a_training_that_diverges_show_in_the_result():
+    """The loop's check of the losses is to end it, not an index out of range."""
+    conv, x, offsets = layer_and_input(bias=False)
+    offsets.data[1, 4, 2, 3] = float("nan")
+    found = conv.convolve(x, offsets)
+    assert found[1, :, 2, 3].isnan().all() and found.isnan().sum() == 4
+
+
+def test_a_kernel_that_is_not_square():
+    x, offsets = torch.randn(2, 3, 6, 5), 2 * torch.randn(2, 12, 6, 4)
+    weight = torch.randn(4, 3, 3, 2)
+    found = convolve_then_read(x, offsets, weight, None, (1, 0), (1, 1))
+    theirs = deform_conv2d(x, offsets, weight, padding=(1, 0))
+    torch.testing.assert_close(found, theirs, atol=1e-4, rtol=1e-4)

@@ -1,4 +1,4 @@
-"""The recurrent decoder: passes, chunks, detached states, people used once, stopping, learning."""
+"""The recurrent decoder: passes, chunks, detached states, people used once, learning."""
 
 from __future__ import annotations
 
@@ -12,15 +12,8 @@ from detectron2.modeling import build_model
 from test_tags import an_image
 
 from mpn_d2.modeling.heads.bottom_up_features import TagReader
-from mpn_d2.modeling.heads.feature_input import FeatureInput, RunningNorm
 from mpn_d2.modeling.heads.part_sequence import PartSequenceDecoder
 from mpn_d2.modeling.heads.tag_head import AssociativeEmbeddingHead
-from mpn_d2.modeling.meta_arch.sequence_inference import (
-    WrittenPeople,
-    read_people,
-    score_people,
-    write_people,
-)
 from mpn_d2.modeling.meta_arch.sequence_training import (
     SequenceRules,
     SequenceTargets,
@@ -65,33 +58,38 @@ def chunks_of(net, targets, chunk, **rules):
 
 @pytest.mark.parametrize(("loop", "passes"), [(0, 1), (2, 2), (3, 3)])
 def test_passes_per_person(loop, passes):
-    net, seen = decoder(loop=loop, noise=0.1), {1: [], 2: []}
-    net.lstm1.register_forward_pre_hook(lambda m, args: seen[1].append(args[0][:, 5:]))
-    net.lstm2.register_forward_pre_hook(lambda m, args: seen[2].append(args[0][:, 5:]))
+    net, fed = decoder(loop=loop, noise=0.1), {1: [], 2: []}
+    net.lstm1.register_forward_pre_hook(lambda m, args: fed[1].append(args[0]))
+    net.lstm2.register_forward_pre_hook(lambda m, args: fed[2].append(args[0]))
     features = torch.rand(2, 5, 6, 7)
-    maps, logits, _ = net.write(features, net.start(net.lstm1, features), 0)
-    again, _ = net.write_again(features, maps, net.start(net.lstm2, features))
+    seen = net.look(features)
+    maps, logits, _ = net.write(seen, net.start(net.lstm1, seen), 0)
+    again, _ = net.write_again(seen, maps, net.start(net.lstm2, seen))
     assert logits.shape == (2,) and again.shape == maps.shape == (2, K, 6, 7)
-    assert len(seen[1]) == len(seen[2]) == passes
+    assert len(fed[1]) == len(fed[2]) == passes
     # Noise first (zeros without a loop), then what the pass before wrote; LSTM2: LSTM1's maps.
     if loop == 0:
-        assert seen[1][0].abs().sum() == 0
+        assert fed[1][0].abs().sum() == 0
     else:
-        assert 0 < seen[1][0].max() <= 0.1 and seen[1][0].min() >= 0
-        assert torch.equal(seen[1][-1], net.maps1(_states_h(net, features, seen[1], passes - 1)))
-    assert torch.equal(seen[2][0], maps)
+        assert 0 < fed[1][0].max() <= 0.1 and fed[1][0].min() >= 0
+        before = net.maps1(_states_h(net.lstm1, features, fed[1], passes - 1))
+        torch.testing.assert_close(fed[1][-1], before)
+    assert torch.equal(fed[2][0], maps)
+    # All of them on [features, maps] in one convolution.
+    torch.testing.assert_close(maps, net.maps1(_states_h(net.lstm1, features, fed[1], passes)))
+    torch.testing.assert_close(again, net.maps2(_states_h(net.lstm2, features, fed[2], passes)))
     once, two = decoder(loop=loop, second_feedback=False), []
     once.lstm2.register_forward_pre_hook(lambda m, args: two.append(1))
-    once.write_again(features, maps, once.start(once.lstm2, features))
+    once.write_again(once.look(features), maps, once.start(once.lstm2, features))
     assert len(two) == 1
 
 
-def _states_h(net, features, fed, count):
-    """LSTM1's last hidden state after `count` passes on what was fed."""
-    state = net.start(net.lstm1, features)
+def _states_h(lstm, features, fed, count):
+    """Its last hidden state after `count` passes on what was fed."""
+    state = lstm.zero_state(len(features), tuple(features.shape[-2:]), features.device)
     for maps in fed[:count]:
         # Not through the hook of the test.
-        state = net.lstm1.forward(torch.cat([features, maps], dim=1), state)
+        state = lstm.forward(torch.cat([features, maps], dim=1), state)
     return state[-1][0]
 
 
@@ -232,18 +230,19 @@ def test_second_lstm_gets_the_people_in_the_imposed_order_with_their_own_targets
         training = SequenceTraining(net, SequenceRules(most_steps=3, order=order))
         (found,) = training.chunks(lambda: features, [targets], None)
         losses[order] = found["loss_sequence_refined"].item()
-        state, written = net.start(net.lstm1, features), []
+        seen = net.look(features)
+        state, written = net.start(net.lstm1, seen), []
         for step in range(3):
-            maps, _, state = net.write(features, state, step)
+            maps, _, state = net.write(seen, state, step)
             written.append(maps[0])
         wanted = written if order == "learned" else written[::-1]
         assert all(torch.equal(a, b) for a, b in zip(handed, wanted, strict=True))
         # The targets that LSTM1's maps are matched to, in the same order.
         cost = [[slow(m, z) for z in targets.maps] for m in written]
         best = _best(cost)
-        again, state2 = [], net.start(net.lstm2, features)
+        again, state2 = [], net.start(net.lstm2, seen)
         for maps in wanted:
-            maps, state2 = write_again(features, maps[None], state2)
+            maps, state2 = write_again(seen, maps[None], state2)
             again.append(maps[0])
         rows = [0, 1, 2] if order == "learned" else [2, 1, 0]
         total = sum((m - targets.maps[best[t]]).square().sum().item() for m, t in zip(again, rows))
@@ -283,90 +282,6 @@ def test_odd_images_train(case):
     assert all(torch.isfinite(p.grad).all() for p in net.parameters())
 
 
-def test_writing_stops_at_omega_or_when_the_steps_run_out_and_images_do_not_mix():
-    scores = [[0.9, 0.8, 0.1, 0.9], [0.2] * 4, [0.9] * 4]
-    maps = [torch.rand(4, K, 6, 7) for _ in scores]
-
-    class Picky(Script):
-        def start(self, lstm, features):
-            return [(features[:, :1], features[:, :1])]
-
-        def write(self, features, state, step):
-            rows = [int(i) for i in features[:, 0, 0, 0]]
-            given = torch.tensor([self.scores[i][step] for i in rows])
-            return torch.stack([self.given[i][step] for i in rows]), given.logit(), state
-
-    features = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 5, 6, 7)
-    options = {"omega": 0.5, "most": 3, "order": "learned", "tau": 0.1}
-    found = write_people(Picky(scores, maps), features, **options)
-    assert [len(x.maps) for x in found] == [2, 0, 3]
-    assert torch.equal(found[0].maps, maps[0][:2]) and torch.equal(found[2].maps, maps[2][:3])
-    assert found[0].last_score == pytest.approx(0.1) and found[2].last_score is None
-    alone = write_people(Picky(scores, maps), features[2:], **options)[0]
-    assert torch.equal(alone.maps, found[2].maps)
-
-
-@torch.no_grad()
-def test_second_lstm_at_test_time_gives_everybody_back_in_place():
-    net = decoder().eval()
-    torch.nn.init.constant_(net.stop.bias, 3.0)
-    features = torch.rand(1, 5, 6, 7)
-    options = {"omega": 0.3, "most": 4, "tau": 0.0}
-    found = write_people(net, features, order="inverse", **options)[0]
-    state, wanted = net.start(net.lstm2, features), []
-    for maps in found.first_maps.flip(0):
-        maps, state = net.write_again(features, maps[None], state)
-        wanted.append(maps[0])
-    torch.testing.assert_close(found.maps, torch.stack(wanted).flip(0))
-
-
-def test_joints_below_tau_are_dropped_and_poses_scored():
-    maps = torch.zeros(2, K, 8, 8)
-    maps[0, 0, 2, 3], maps[0, 1, 4, 4] = 0.5, 0.01
-    maps[1, 2, 1, 1] = 1.3
-    written = WrittenPeople(maps, maps, torch.tensor([0.9, 0.4]), 0.1)
-    poses = read_people(written, 4, (32, 32), tau=0.015, subcell="quarter")
-    assert (poses[..., 2] > 0).tolist() == [[True, False, False], [False, False, True]]
-    assert poses[0, 1].tolist() == [0, 0, 0]
-    assert poses[0, 0, 2] == 0.5 and poses[1, 2, 2] == 1.0
-    assert score_people(poses, written.stop_scores, "joints").tolist() == [0.5, 1.0]
-    torch.testing.assert_close(
-        score_people(poses, written.stop_scores, "product"), torch.tensor([0.45, 0.4])
-    )
-    torch.testing.assert_close(
-        score_people(poses, written.stop_scores, "stop"), torch.tensor([0.9, 0.4])
-    )
-
-
-def test_running_norm_uses_and_collects_running_statistics():
-    norm = RunningNorm(2)
-    first, second = torch.randn(1, 2, 9, 9) * 3 + 1, torch.randn(1, 2, 9, 9)
-    out = norm(first)
-    mean, var = first.mean((0, 2, 3)), first.var((0, 2, 3), unbiased=False)
-    torch.testing.assert_close(norm.running_mean, mean)
-    wanted = (first - mean.view(1, 2, 1, 1)) / (var.view(1, 2, 1, 1) + norm.eps).sqrt()
-    torch.testing.assert_close(out, wanted, atol=1e-5, rtol=1e-5)
-    out = norm(second)
-    both = (mean + second.mean((0, 2, 3))) / 2
-    torch.testing.assert_close(norm.running_mean, both)
-    # Not the batch's own: its mean is not 0.
-    assert out.mean((0, 2, 3)).abs().max() > 0.05
-    before = norm.running_mean.clone()
-    norm.eval()(first)
-    assert torch.equal(norm.running_mean, before)
-
-
-def test_features_are_shrunk_projected_and_get_coordinates():
-    net = FeatureInput(4, shrink=2, project=3, context=2, coordinates=True).eval()
-    out = net(torch.rand(2, 4, 10, 6))
-    assert out.shape == (2, 5, 5, 3) and net.out_channels == 5
-    torch.testing.assert_close(out[0, 3, 0], torch.tensor([-2 / 3, 0.0, 2 / 3]))
-    torch.testing.assert_close(out[1, 4, :, 1], torch.tensor([-0.8, -0.4, 0.0, 0.4, 0.8]))
-    plain = FeatureInput(4, norm=False)
-    x = torch.rand(1, 4, 3, 3)
-    assert torch.equal(plain(x), x) and plain.out_channels == 4
-
-
 def build(paper_config, *options, config=CONFIG):
     return build_model(paper_config(config, [*TINY, *options]))
 
@@ -384,6 +299,14 @@ def build(paper_config, *options, config=CONFIG):
         (["MODEL.SEQUENCE.SCORE", "x"], "MODEL.SEQUENCE.SCORE is 'x'"),
         (["MODEL.SEQUENCE.MAX_ITERATIONS", "0"], "MAX_ITERATIONS"),
         (["MODEL.TRAIN_PARTS", "['tags']"], "MODEL.TRAIN_PARTS"),
+        (["MODEL.SEQUENCE.OMEGA_TEST", "1.5"], "MODEL.SEQUENCE.OMEGA_TEST is 1.5"),
+        (["TEST.MULTISCALE", "True"], "set TEST.REFINE True"),
+        (["MODEL.SEQUENCE.PROJECT", "-1"], "MODEL.SEQUENCE.PROJECT is -1"),
+        (["MODEL.SEQUENCE.CONTEXT", "-1"], "MODEL.SEQUENCE.CONTEXT is -1"),
+        (
+            ["MODEL.SEQUENCE.ORDER", "random", "MODEL.SEQUENCE.LSTM2.ENABLED", "False"],
+            "ORDER is 'random': that is the order of LSTM2's people",
+        ),
     ],
 )
 def test_impossible_keys_are_named(paper_config, options, message):

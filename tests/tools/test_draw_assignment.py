@@ -14,6 +14,7 @@ from PIL import Image
 from mpn_d2.config import load_config
 from mpn_d2.data.people_file import load_people_file
 from mpn_d2.engine.assembler_weights import _Holder
+from mpn_d2.engine.assignment import assign
 from mpn_d2.evaluation.assembly import assemble_scenes
 from mpn_d2.evaluation.scenes import annotated_scenes
 from mpn_d2.modeling.assembly import build_pose_assembler
@@ -114,7 +115,7 @@ def test_assignment_is_what_the_assembler_decides(tool, sample, matching):
     assembler = build_pose_assembler(load_config(CONFIG, [*SMALL, *options])).eval()
     scenes = annotated_scenes(load_people_file(str(file), COCO), COCO.num_keypoints)
     scene = next(s for s in scenes if s.image_id == image_id)
-    assignment = tool.assign(assembler, scene)
+    assignment = assign(assembler, scene)
     (poses,) = assemble_scenes(assembler, [scene], one_to_one=False)
     assert torch.equal(assignment.poses.keypoints, poses.keypoints)
     assert torch.equal(assignment.poses.candidate_ids, poses.candidate_ids)
@@ -147,7 +148,7 @@ def test_evidence_without_a_grid_is_drawn(draw, tool, sample, monkeypatch):
     assembler.evidence = Near()
     scenes = annotated_scenes(load_people_file(str(file), COCO), COCO.num_keypoints)
     scene = next(s for s in scenes if s.image_id == image_id)
-    assignment = tool.assign(assembler, scene)
+    assignment = assign(assembler, scene)
     assert assignment.grids is None
     middle = (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2
     expected = 1 / (1 + (scene.candidates.points[None] - middle[:, None]).norm(dim=-1))

@@ -62,10 +62,17 @@ class FeatureInput(nn.Module):
             project: channels of a 1x1 convolution with ReLU; 0: none.
             context: levels of an hourglass that sees the whole image; 0: none.
             coordinates: two further channels, x and y of the cell's centre, -1 to 1.
+
+        Raises:
+            ValueError: numbers below 0; names the key.
         """
         super().__init__()
+        for key, value in (("PROJECT", project), ("CONTEXT", context)):
+            if value < 0:
+                raise ValueError(f"MODEL.SEQUENCE.{key} is {value}: 0 or more is needed")
         self.shrink, self.coordinates = shrink, coordinates
-        self.norm = RunningNorm(channels) if norm else None
+        # Statistics of about a hundred batches of one or two images: ten would go on changing.
+        self.norm = RunningNorm(channels, momentum=0.01) if norm else None
         self.project = nn.Conv2d(channels, project, 1) if project else None
         if self.project is not None:
             nn.init.kaiming_normal_(self.project.weight, nonlinearity="relu")

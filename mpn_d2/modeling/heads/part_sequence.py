@@ -2,7 +2,7 @@
 
 Spec of unified association, section 3; the pattern of the LSTM stack is that of recurrent instance
 segmentation (imatge-upc/rsis). Letters: N images, K keypoint types, C channels of the features,
-H x W cells.
+G gates that read them, H x W cells.
 """
 
 from __future__ import annotations
@@ -101,50 +101,60 @@ class PartSequenceDecoder(nn.Module):
         """Of LSTM1 per person."""
         return max(self.loop, 1)
 
-    def start(self, lstm: ConvLSTM, features: torch.Tensor) -> LSTMState:
-        """Zeros for images of these features (N, C, H, W)."""
-        return lstm.zero_state(len(features), tuple(features.shape[-2:]), features.device)
+    def look(self, features: torch.Tensor) -> torch.Tensor:
+        """What all steps take from the features (N, C, H, W) of the images, to be computed once.
+
+        Returns:
+            (N, G, H, W): parts of the gates of LSTM1's first layer, then of LSTM2's.
+        """
+        lstms = [lstm for lstm in (self.lstm1, self.lstm2) if lstm is not None]
+        return torch.cat([lstm.share(features) for lstm in lstms], dim=1)
+
+    def start(self, lstm: ConvLSTM, seen: torch.Tensor) -> LSTMState:
+        """Zeros for images of which this was seen, (N, G, H, W)."""
+        return lstm.zero_state(len(seen), tuple(seen.shape[-2:]), seen.device)
 
     def write(
-        self, features: torch.Tensor, state: LSTMState, step: int
+        self, seen: torch.Tensor, state: LSTMState, step: int
     ) -> tuple[torch.Tensor, torch.Tensor, LSTMState]:
         """One more person of each image.
 
         Args:
-            features: (N, C, H, W).
+            seen: (N, G, H, W), see `look`.
             state: of LSTM1 after the last person.
             step: how many people were written before.
 
         Returns:
             maps (N, K, H, W), logits of the stop score (N,), the new state.
         """
-        maps = self._first_maps(features, step)
+        maps, shared = self._first_maps(seen, step), seen[:, : 4 * self.lstm1.widths[0]]
         for _ in range(self.passes):
-            state = self.lstm1(torch.cat([features, maps.to(features.dtype)], dim=1), state)
+            state = self.lstm1(maps, state, shared)
             maps = self.maps1(state[-1][0])
         maxima = torch.cat([h.flatten(2).amax(dim=2) for h, _ in state], dim=1)
         return maps, self.stop(maxima)[:, 0], state
 
     def write_again(
-        self, features: torch.Tensor, maps: torch.Tensor, state: LSTMState
+        self, seen: torch.Tensor, maps: torch.Tensor, state: LSTMState
     ) -> tuple[torch.Tensor, LSTMState]:
         """LSTM2 on one person of each image: LSTM1's (N, K, H, W) -> its own, and the new state."""
+        shared = seen[:, 4 * self.lstm1.widths[0] :]
         for _ in range(self.passes if self.second_feedback else 1):
-            state = self.lstm2(torch.cat([features, maps.to(features.dtype)], dim=1), state)
+            state = self.lstm2(maps, state, shared)
             maps = self.maps2(state[-1][0])
         return maps, state
 
-    def _first_maps(self, features: torch.Tensor, step: int) -> torch.Tensor:
-        count, _, *size = features.shape
+    def _first_maps(self, seen: torch.Tensor, step: int) -> torch.Tensor:
+        count, _, *size = seen.shape
         shape = (self.num_keypoints, *size)
         if self.loop == 0:
-            return features.new_zeros(count, *shape)
+            return seen.new_zeros(count, *shape)
         if self.training:
-            return self.noise * torch.rand(count, *shape, device=features.device)
+            return self.noise * torch.rand(count, *shape, device=seen.device)
         # The same for an image alone and in any batch, today and tomorrow; drawn on the CPU, whose
         # numbers do not depend on the device.
         generator = torch.Generator().manual_seed(step)
-        noise = torch.rand(shape, generator=generator).to(features.device)
+        noise = torch.rand(shape, generator=generator).to(seen.device)
         return (self.noise * noise).expand(count, *shape)
 
 

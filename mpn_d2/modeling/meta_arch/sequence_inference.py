@@ -13,6 +13,7 @@ import torch
 from mpn_d2.codecs.heatmap import LEAST_SCORE
 from mpn_d2.codecs.subcell import read_highest
 from mpn_d2.layers.conv_lstm import of_images
+from mpn_d2.modeling.heads.fixed_people import PeopleDecoder
 from mpn_d2.modeling.heads.part_sequence import PartSequenceDecoder
 from mpn_d2.modeling.heads.people_order import order_people
 from mpn_d2.modeling.meta_arch.bottom_up_poses import mean_of_joints
@@ -39,7 +40,7 @@ class WrittenPeople:
 
 
 def write_people(
-    decoder: PartSequenceDecoder,
+    decoder: PeopleDecoder,
     features: torch.Tensor,
     *,
     omega: float,
@@ -63,8 +64,8 @@ def write_people(
     maps: list[list[torch.Tensor]] = [[] for _ in features]
     scores: list[list[float]] = [[] for _ in features]
     last: list[float | None] = [None for _ in features]
-    active, state = list(range(len(features))), decoder.start(decoder.lstm1, features)
-    seen = features
+    everything = seen = decoder.look(features)
+    active, state = list(range(len(features))), decoder.start(decoder.lstm1, seen)
     for step in range(most):
         written, logits, state = decoder.write(seen, state, step)
         found = logits.float().sigmoid().tolist()
@@ -88,14 +89,14 @@ def write_people(
         stop_scores = features.new_tensor(scores[i])
         again = first
         if decoder.lstm2 is not None and len(first):
-            again = _second(decoder, features[i : i + 1], first, stop_scores, order, tau)
+            again = _second(decoder, everything[i : i + 1], first, stop_scores, order, tau)
         results.append(WrittenPeople(again, first, stop_scores, last[i]))
     return results
 
 
 def _second(
     decoder: PartSequenceDecoder,
-    features: torch.Tensor,
+    seen: torch.Tensor,
     maps: torch.Tensor,
     scores: torch.Tensor,
     order: str,
@@ -104,8 +105,8 @@ def _second(
     """LSTM2's maps of the people of one image, in the order of LSTM1's."""
     # The same draw for every image.
     places = order_people(order, maps, scores, tau, torch.Generator().manual_seed(len(maps)))
-    state = decoder.start(decoder.lstm2, features)
-    again, _ = rewrite(decoder, features, maps[places], state)
+    state = decoder.start(decoder.lstm2, seen)
+    again, _ = rewrite(decoder, seen, maps[places], state)
     back = torch.empty(len(places), dtype=torch.long, device=maps.device)
     back[places] = torch.arange(len(places), device=maps.device)
     return again.float()[back]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from mpn_d2.layers.conv_lstm import LSTMState, detached, of_images
+from mpn_d2.modeling.heads.fixed_people import PeopleDecoder
 from mpn_d2.modeling.heads.part_sequence import PartSequenceDecoder
 from mpn_d2.modeling.heads.people_order import ORDERS, order_people
 from mpn_d2.modeling.sequence_losses import (
@@ -129,13 +130,18 @@ class ImageProgress:
 class SequenceTraining:
     """Losses of a batch in chunks of `chunk` steps."""
 
-    def __init__(self, decoder: PartSequenceDecoder, rules: SequenceRules) -> None:
+    def __init__(self, decoder: PeopleDecoder, rules: SequenceRules) -> None:
         """
         Raises:
-            ValueError: a loss on LSTM2 alone without LSTM2.
+            ValueError: a loss on LSTM2 alone, or an order of its people, without LSTM2.
         """
         if rules.loss_on == "lstm2" and decoder.lstm2 is None:
             raise ValueError("MODEL.SEQUENCE.LOSS_ON is 'lstm2', but LSTM2.ENABLED is False")
+        if rules.order != "learned" and decoder.lstm2 is None:
+            raise ValueError(
+                f"MODEL.SEQUENCE.ORDER is {rules.order!r}: that is the order of LSTM2's people, "
+                "but LSTM2.ENABLED is False"
+            )
         self.decoder, self.rules = decoder, rules
 
     def chunks(
@@ -161,7 +167,7 @@ class SequenceTraining:
         while active:
             seen = features()
             index = torch.tensor(active, device=seen.device)
-            seen = seen[index]
+            seen = self.decoder.look(seen[index])
             if state1 is None:
                 state1 = self.decoder.start(self.decoder.lstm1, seen)
                 if self.decoder.lstm2 is not None:
@@ -184,7 +190,7 @@ class SequenceTraining:
 
     def _write(
         self,
-        features: torch.Tensor,
+        seen: torch.Tensor,
         state: LSTMState,
         images: list[ImageProgress],
         chunk: int | None,
@@ -193,7 +199,7 @@ class SequenceTraining:
         maps, logits, lengths = [], [], [0] * len(images)
         first = images[0].steps
         while not all(image.done for image in images) and len(maps) != chunk:
-            written, logit, state = self.decoder.write(features, state, first + len(maps))
+            written, logit, state = self.decoder.write(seen, state, first + len(maps))
             maps.append(written)
             logits.append(logit.float())
             scores = logits[-1].detach().sigmoid().tolist()
@@ -207,7 +213,7 @@ class SequenceTraining:
 
     def _losses(
         self,
-        features: torch.Tensor,
+        seen: torch.Tensor,
         steps: _Steps,
         state2: LSTMState | None,
         images: list[ImageProgress],
@@ -221,7 +227,7 @@ class SequenceTraining:
             pairs = self._match(maps, logits, steps, place, image)
             own2 = None
             if state2 is not None:
-                own2 = of_images(state2, torch.tensor([place], device=features.device))
+                own2 = of_images(state2, torch.tensor([place], device=seen.device))
             if pairs:
                 chosen, targets = maps[[t for t, _ in pairs]], [z for _, z in pairs]
                 if self.rules.loss_on == "both":
@@ -230,7 +236,7 @@ class SequenceTraining:
                     scores = logits[[t for t, _ in pairs]]
                     order = order_people(self.rules.order, chosen, scores, self.rules.tau)
                     again, own2 = rewrite(
-                        self.decoder, features[place : place + 1], chosen[order], own2
+                        self.decoder, seen[place : place + 1], chosen[order], own2
                     )
                     refined.append(self._heatmap_loss(again, [targets[i] for i in order], image))
             states2.append(own2)
@@ -307,13 +313,13 @@ class _Steps:
 
 
 def rewrite(
-    decoder: PartSequenceDecoder, features: torch.Tensor, maps: torch.Tensor, state: LSTMState
+    decoder: PartSequenceDecoder, seen: torch.Tensor, maps: torch.Tensor, state: LSTMState
 ) -> tuple[torch.Tensor, LSTMState]:
     """LSTM2 on the people of one image, one after the other.
 
     Args:
         decoder: with LSTM2.
-        features: (1, C, H, W).
+        seen: (1, G, H, W), see PartSequenceDecoder.look.
         maps: (P, K, H, W) of LSTM1, at least one, in the order that LSTM2 gets them.
         state: of LSTM2.
 
@@ -322,6 +328,6 @@ def rewrite(
     """
     found = []
     for person in maps:
-        again, state = decoder.write_again(features, person[None], state)
+        again, state = decoder.write_again(seen, person[None], state)
         found.append(again[0])
     return torch.stack(found), state

@@ -21,8 +21,8 @@ from mpn_d2.codecs.subcell import SUBCELLS
 from mpn_d2.codecs.tag_grouping import fill_missing_joints
 from mpn_d2.modeling.heads.bottom_up_features import BottomUpMaps, BottomUpReader, build_bottom_up
 from mpn_d2.modeling.heads.feature_input import FeatureInput
+from mpn_d2.modeling.heads.fixed_people import PeopleDecoder, build_decoder
 from mpn_d2.modeling.heads.heatmap_head import pad_and_stack
-from mpn_d2.modeling.heads.part_sequence import PartSequenceDecoder
 from mpn_d2.modeling.meta_arch.bottom_up_poses import (
     instances_of_poses,
     mean_heatmaps,
@@ -67,7 +67,7 @@ class RecurrentAssociation(nn.Module):
         keypoint_head: nn.Module,
         reader: BottomUpReader,
         features: FeatureInput,
-        decoder: PartSequenceDecoder,
+        decoder: PeopleDecoder,
         rules: SequenceRules,
         train_parts: Sequence[str],
         flip_indices: Sequence[int],
@@ -122,6 +122,13 @@ class RecurrentAssociation(nn.Module):
                 )
         if chunk is not None and chunk < 1:
             raise ValueError(f"MODEL.SEQUENCE.T is {chunk}: at least 1 step is needed")
+        if not 0 <= omega_test <= 1:
+            raise ValueError(f"MODEL.SEQUENCE.OMEGA_TEST is {omega_test}: 0 to 1 is needed")
+        if multiscale and not refine:
+            raise ValueError(
+                "TEST.MULTISCALE is True, but the recurrent decoder looks at several scales only "
+                "to fill in missing joints: set TEST.REFINE True, too"
+            )
         self.backbone, self.keypoint_head, self.reader = backbone, keypoint_head, reader
         self.features, self.decoder = features, decoder
         self.rules, self.training_steps = rules, SequenceTraining(decoder, rules)
@@ -170,7 +177,7 @@ class RecurrentAssociation(nn.Module):
             "keypoint_head": head,
             "reader": reader,
             "features": features,
-            "decoder": PartSequenceDecoder(cfg, features.out_channels),
+            "decoder": build_decoder(cfg, features.out_channels),
             "rules": SequenceRules(
                 omega=keys.OMEGA,
                 tau=keys.TAU,
