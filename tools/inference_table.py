@@ -30,6 +30,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from detectron2.utils.logger import setup_logger
+
 from mpn_d2.config import load_config
 from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.data.synthetic import write_dataset
@@ -218,6 +220,7 @@ def measure(args: Namespace, images: Images, runs: Path, rows: dict[str, list[st
         print(f"\n{row}: {commands[row]}", flush=True)
         cfgs[row] = load_config(str(QUICK / config), options)
         cfgs[row].freeze()
+    setup_logger()  # Detectron2 tells how far it is
     start = time.perf_counter()
     results = evaluate_rows(cfgs)
     seconds = time.perf_counter() - start
