@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import torch
 
 from mpn_d2.convert.moving import BOTTOM_UP, KEYPOINT_FPN
-from mpn_d2.modeling.weight_settings import Settings
 
 # COCO's person among the zoo's classes. Detectron2's background is the last row of cls_score.
 PERSON = 0
@@ -135,7 +134,9 @@ def trunk_weights(
     return found
 
 
-def trunk_settings(settings: Settings) -> dict[str, dict[str, object]]:
+def trunk_settings(
+    settings: Mapping[str, Mapping[str, object]],
+) -> dict[str, dict[str, object]]:
     """What of a checkpoint's settings (modeling/weight_settings.py) its `trunk_weights` need.
 
     The keys of MODEL.POSE_FPN are not among them: which pyramids there are, an R-CNN does not read.
