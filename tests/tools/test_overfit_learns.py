@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import torch
-
 from mpn_d2.data.datasets import register_pose_datasets
 
 REPO = Path(__file__).resolve().parents[2]
@@ -36,11 +34,7 @@ def test_every_stage_overfits_two_photographs(paper_config, tmp_path):
     options = [*SHORT, "OUTPUT_DIR", str(tmp_path)]
     cfg = paper_config("quick/overfit_two.yaml", options)
     cfg.freeze()
-    torch.set_num_threads(2)
-    try:
-        figures = overfit.train_and_measure(cfg, options)
-    finally:
-        torch.set_num_threads(1)
+    figures = overfit.train_and_measure(cfg, options)
     assert figures["keypoint_stage/keypoints/AP"] >= 70
     assert figures["person_stage/bbox/AP"] >= 70
     assert figures["assembly_stage/keypoints/AP"] >= 95
