@@ -34,7 +34,6 @@ RESULTS = REPO / "docs" / "results" / "model_zoo.json"
 PAGE = REPO / "docs" / "model_zoo.md"
 COLUMNS = ("keypoints/AP", "bbox/AP", "segm/AP", "sem_seg/IoU-person")
 HEAD = ["run", "system", "trained on", "tested on", *COLUMNS, "10^6 parameters", "MB", "SHA-256"]
-_MIB_PER_READ = 1
 
 
 def read_run(folder: Path) -> tuple[dict[str, float | None], dict[str, str]]:
@@ -85,11 +84,8 @@ def _trained_on(cfg: CfgNode) -> list[str]:
 
 
 def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while part := stream.read(_MIB_PER_READ << 20):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def tables(results: dict) -> dict[str, str]:

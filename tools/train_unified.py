@@ -35,9 +35,7 @@ from mpn_d2.data.synthetic import write_dataset
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.sequence_memory import MIB, chunk_bytes, seconds_per_person, step_bytes
 from mpn_d2.engine.sequence_pictures import SequenceDrawer
-from mpn_d2.engine.setup import start_run
-from mpn_d2.engine.showcase import RunClock, goes_on
-from mpn_d2.engine.stages import FINAL, evaluate, stage_config, train
+from mpn_d2.engine.stages import FINAL, evaluate, stage_config
 from mpn_d2.modeling.heads.part_sequence import PartSequenceDecoder
 from mpn_d2.modeling.meta_arch.sequence_training import (
     SequenceRules,
@@ -48,6 +46,7 @@ from mpn_d2.structures.skeleton import get_skeleton
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.results import flat_metrics, read_results, update_results
 from mpn_d2.utils.visualize import write_png
+from tools.train_synthetic import train_run
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs" / "UnifiedAssociation"
@@ -161,7 +160,8 @@ def row(args: Namespace, runs: Path, name: str) -> None:
         options = [*args.opts, *(ROWS[name] if args.rows else [])]
         if name != "tag_grouping":
             options += ["MODEL.WEIGHTS", args.base]
-        cfg, seconds = train_run(config, [*options, "OUTPUT_DIR", str(runs / "unified" / name)])
+        cfg, clock = train_run(str(config), [*options, "OUTPUT_DIR", str(runs / "unified" / name)])
+        seconds = clock.stop()
         solver = stage_config(cfg, "joint", []).SOLVER
         schedule = f"{solver.MAX_ITER} x {solver.IMS_PER_BATCH}"
         results = evaluate(_tested_on_both(cfg, name), weights=f"{cfg.OUTPUT_DIR}/{FINAL}")
@@ -192,21 +192,6 @@ def _tested_on_both(cfg: CfgNode, name: str) -> CfgNode:
         cfg.DATASETS.TEST = (f"{CROWD}-test", "drawn-v1-test")
     cfg.freeze()
     return cfg
-
-
-def train_run(config: Path, options: list[str]) -> tuple[CfgNode, float]:
-    """Trains a config, or goes on with it; returns it and the seconds of all calls."""
-    cfg = load_config(str(config), options)
-    cfg.freeze()
-    resume = goes_on(cfg)
-    clock = RunClock(Path(cfg.OUTPUT_DIR) / "seconds.json", resume=resume)
-    start_run(cfg, Namespace(config_file="", opts=options))
-    untested = cfg.clone()
-    untested.defrost()
-    untested.DATASETS.TEST = ()
-    untested.freeze()
-    train(untested, "all", options, resume=resume)
-    return cfg, clock.stop()
 
 
 def measure(args: Namespace) -> None:
