@@ -7,8 +7,9 @@
         --calibration photos/ --opts MODEL.WEIGHTS W
 
 The file takes an image (height, width, 3) uint8 of any size and gives boxes, scores, pose_scores,
-keypoints (people, K, 3) and person_mask in its pixels. It is run on --images and compared with
-PyTorch before it gets its name, OUTPUT/<config>_<precision>.onnx or .pt: see docs/export.md.
+keypoints (people, K, 3) in its pixels, and person_mask if the network has one. It is run on
+--images and compared with PyTorch before it gets its name, OUTPUT/<config>_<precision>.onnx or .pt:
+see docs/export.md.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.image_drawing import find_images
 from mpn_d2.engine.inference_model import check_inference_config, load_trained_model
 from mpn_d2.export.files import FORMATS
+from mpn_d2.export.network import regresses
 from mpn_d2.export.writing import PRECISIONS, check_export, write_export
 from mpn_d2.utils.files import check_folder
 
@@ -88,7 +90,7 @@ def main(args: argparse.Namespace) -> None:
     model = load_trained_model(cfg, cfg.MODEL.WEIGHTS)
     name = f"{Path(args.config_file).stem}_{args.precision}{FORMATS[args.format]}"
     path = Path(args.output, name)
-    if cfg.MODEL.ASSEMBLER.MATCHING != "mutual_best":
+    if not regresses(cfg) and cfg.MODEL.ASSEMBLER.MATCHING != "mutual_best":
         print(
             f"MODEL.ASSEMBLER.MATCHING {cfg.MODEL.ASSEMBLER.MATCHING} becomes mutual_best in the "
             "file, and is compared with PyTorch's mutual_best"

@@ -25,7 +25,7 @@ def find(session, about, image_bgr):
 
 
 def draw(image_bgr, found, about, threshold):
-    person = found["person_mask"][..., None] > 0.5
+    person = found.get("person_mask", np.zeros(image_bgr.shape[:2]))[..., None] > 0.5
     drawn = np.where(person, image_bgr // 2 + np.array([128, 64, 0], np.uint8), image_bgr)
     colors = [(66, 135, 245), (80, 200, 90), (230, 90, 60), (60, 200, 220), (200, 80, 200)]
     kept = np.flatnonzero(found["scores"] >= threshold)

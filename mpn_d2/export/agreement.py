@@ -17,6 +17,7 @@ from torch import nn
 from torchvision.ops import box_iou
 
 from mpn_d2.engine.views import View, Viewer
+from mpn_d2.export.network import regresses
 from mpn_d2.export.runtime import ExportedFile
 from mpn_d2.modeling.assembly.matching import MatchingProblem, MutualBestMatching
 
@@ -43,8 +44,11 @@ class Thresholds:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> Thresholds:
         """Those of a network's config."""
-        keys = cfg.MODEL.RETINANET
-        return cls(keys.SCORE_THRESH_TEST, keys.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE)
+        keys, score = cfg.MODEL.RETINANET, cfg.MODEL.RETINANET.SCORE_THRESH_TEST
+        if regresses(cfg):
+            # The classification's is no score of a person there.
+            score = cfg.MODEL.POSE_REGRESSION.MIN_SCORE
+        return cls(score, keys.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
 @dataclass
@@ -111,7 +115,8 @@ class RecordedMatching(MutualBestMatching):
 def reference_model(model: nn.Module) -> nn.Module:
     """A copy of a network with the matching that its file has, as PyTorch runs it elsewhere."""
     model = copy.deepcopy(model)
-    model.assembler.matching = RecordedMatching()
+    if hasattr(model, "assembler"):
+        model.assembler.matching = RecordedMatching()
     return model.eval()
 
 
@@ -153,7 +158,9 @@ def compare(
         with torch.no_grad():
             expected = reference([viewer.network_input(tensor, cfg.INPUT.FORMAT, whole)])[0]
         found = exported([{"image": tensor}])[0]
-        tied = tied_types(reference.assembler.matching.scores)
+        tied = torch.zeros(expected["instances"].pred_keypoints.shape[1], dtype=torch.bool)
+        if hasattr(reference, "assembler"):
+            tied = tied_types(reference.assembler.matching.scores)
         compare_results(expected, found, thresholds, tied, name, agreement)
     agreement.check_ties()
     return agreement
@@ -170,7 +177,7 @@ def compare_results(
     """Adds what an image shows to an agreement.
 
     Args:
-        expected, found: {"instances", "sem_seg"}.
+        expected, found: {"instances"}, and "sem_seg" of networks with a person mask.
         thresholds: of box scores, and of the IoU of suppressed boxes: people found by one side
             alone within `SCORE` of one of them are left aside, so are those at the score of the
             last of as many people as there may be.
@@ -203,14 +210,16 @@ def compare_results(
     agreement.tied_joints += int(aside.sum())
     joints, other_joints = joints[~aside], other_joints[~aside]
     sure = ~aside.any(dim=1)
-    for what, x, y, bound in (
+    values = [
         ("boxes", a.pred_boxes.tensor, b.pred_boxes.tensor, reach),
         ("scores", a.scores, b.scores, SCORE),
         ("pose_scores", a.pose_scores[sure], b.pose_scores[sure], SCORE),
         ("keypoints", joints[..., :2], other_joints[..., :2], PIXELS),
         ("keypoint_scores", joints[..., 2], other_joints[..., 2], SCORE),
-        ("person_mask", expected["sem_seg"][1], found["sem_seg"][1], SCORE),
-    ):
+    ]
+    if "sem_seg" in expected:
+        values.append(("person_mask", expected["sem_seg"][1], found["sem_seg"][1], SCORE))
+    for what, x, y, bound in values:
         if x.shape != y.shape:
             agreement.note(what, math.inf)
             agreement.faults.append(

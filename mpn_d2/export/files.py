@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
-from mpn_d2.export.network import INPUT_NAME, OUTPUT_NAMES, ExportNetwork
+from mpn_d2.export.image_network import INPUT_NAME, PEOPLE_NAMES, ImageNetwork
+from mpn_d2.export.network import OUTPUT_NAMES, regresses
 from mpn_d2.export.onnx_operators import OPSET, further_operators
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -21,7 +22,8 @@ FORMATS = {"onnx": ".onnx", "torchscript": ".pt"}
 # Key of the description: a property of an ONNX file, an extra file of a TorchScript one.
 DESCRIPTION = "mpn_d2"
 # Layers whose outputs are places and scores: eight bits are too few for them.
-_LAST_LAYERS = ("predictor", "cls_score", "bbox_pred")
+_LAST_LAYERS = ("predictor", "cls_score", "bbox_pred", "cls_output", "first_output")
+_LAST_LAYERS += ("final_output", "centerness_output", "scorer", "to_shifts")
 # Weights of a linear layer from which on eight bits are worth it: the PRN's, no small ones.
 _MANY_WEIGHTS = 2**16
 
@@ -41,19 +43,24 @@ def require_export_packages(*names: str) -> None:
 def describe(cfg: CfgNode, precision: str) -> dict:
     """What a user of the file has to know, as plain values for JSON."""
     skeleton = get_skeleton(cfg.MODEL.SKELETON)
+    kind = {"outputs": list(PEOPLE_NAMES), "pose_min_score": cfg.MODEL.POSE_REGRESSION.MIN_SCORE}
+    if not regresses(cfg):
+        kind = {
+            "outputs": list(OUTPUT_NAMES),
+            "matching": "mutual_best",
+            "pose_box_score_thresh": cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
+            "peak_thresh": cfg.MODEL.PEAKS.THRESH,
+        }
     return {
         "input": f"{INPUT_NAME}: uint8 (height, width, 3), one image of any size",
         "color_order": cfg.INPUT.FORMAT,
-        "outputs": list(OUTPUT_NAMES),
+        **kind,
         "frame": "pixels of the image, cell i spans i to i + 1",
         "resize": "inside the file",
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
         "precision": precision,
-        "matching": "mutual_best",
         "box_score_thresh": cfg.MODEL.RETINANET.SCORE_THRESH_TEST,
-        "pose_box_score_thresh": cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
-        "peak_thresh": cfg.MODEL.PEAKS.THRESH,
         "most_people": cfg.TEST.DETECTIONS_PER_IMAGE,
         "skeleton": skeleton.name,
         "keypoint_names": list(skeleton.keypoint_names),
@@ -62,7 +69,7 @@ def describe(cfg: CfgNode, precision: str) -> dict:
     }
 
 
-def write_onnx(network: ExportNetwork, path: str | os.PathLike, description: dict) -> None:
+def write_onnx(network: ImageNetwork, path: str | os.PathLike, description: dict) -> None:
     """Writes an ONNX file of opset `OPSET`; height, width and number of people are free.
 
     Raises:
@@ -71,7 +78,9 @@ def write_onnx(network: ExportNetwork, path: str | os.PathLike, description: dic
     import onnx
 
     sides = {0: "height", 1: "width"}
-    axes = {name: {0: "people"} for name in OUTPUT_NAMES} | {"person_mask": sides}
+    axes = {name: {0: "people"} for name in network.outputs}
+    if "person_mask" in axes:
+        axes["person_mask"] = sides
     try:
         with _quiet(), further_operators():
             torch.onnx.export(
@@ -82,7 +91,7 @@ def write_onnx(network: ExportNetwork, path: str | os.PathLike, description: dic
                 dynamo=False,
                 opset_version=OPSET,
                 input_names=[INPUT_NAME],
-                output_names=list(OUTPUT_NAMES),
+                output_names=list(network.outputs),
                 dynamic_axes={INPUT_NAME: sides, **axes},
             )
     except RuntimeError as error:  # the exporter's classes are
@@ -96,7 +105,7 @@ def write_onnx(network: ExportNetwork, path: str | os.PathLike, description: dic
     onnx.save(model, path)
 
 
-def write_torchscript(network: ExportNetwork, path: str | os.PathLike, description: dict) -> None:
+def write_torchscript(network: ImageNetwork, path: str | os.PathLike, description: dict) -> None:
     """Writes a traced TorchScript file; torchvision's operators must be imported to load it."""
     with _quiet():
         traced = torch.jit.trace(network, (_noise(),), check_trace=False)

@@ -10,21 +10,22 @@ import copy
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.box_regression import Box2BoxTransform
+from detectron2.modeling.meta_arch import FCOS
 from detectron2.structures import ImageList, Instances
 from torch import nn
 
 from mpn_d2.codecs.heatmap import peak_table
 from mpn_d2.engine.inference_model import wraps
-from mpn_d2.export.resize import resize_as_pillow, shorter_side_size
+from mpn_d2.export.image_network import PEOPLE_NAMES, ImageNetwork, InHalf
+from mpn_d2.export.location_network import LocationNetwork
 from mpn_d2.export.rounds_matching import RoundsMatching
 from mpn_d2.modeling.assembly.people_batch import PeopleBatch
 from mpn_d2.modeling.meta_arch.common import finish_person_mask
 from mpn_d2.structures.outputs import AssembledPoses, HeatmapOutputs
 
-INPUT_NAME = "image"
-OUTPUT_NAMES = ("boxes", "scores", "pose_scores", "keypoints", "person_mask")
-PRECISIONS = ("fp32", "fp16")
+OUTPUT_NAMES = (*PEOPLE_NAMES, "person_mask")
 # Boxes added to those of every image, see `_assemble`.
 _NOBODY = 2
 
@@ -49,6 +50,11 @@ def check_exportable(cfg: CfgNode) -> None:
             f"SPEED.MODE is {cfg.SPEED.MODE!r}: the runtime of a file has ways of its own: set it "
             "to plain (for half precision: --precision fp16)"
         )
+    for key in ("KEYPOINT_SOURCE", "BOX_SOURCE"):
+        if cfg.EVAL[key] != "pred":
+            raise ValueError(f"EVAL.{key} is {cfg.EVAL[key]!r}: a file has no annotations: pred")
+    if regresses(cfg):
+        return
     if cfg.MODEL.RETINANET.NMS != "hard":
         raise ValueError(
             f"MODEL.RETINANET.NMS is {cfg.MODEL.RETINANET.NMS!r}, a loop over boxes that ONNX has "
@@ -59,9 +65,26 @@ def check_exportable(cfg: CfgNode) -> None:
             "MODEL.ASSEMBLER.MATCHING argmax puts joints where the evidence says, at no candidate; "
             "the file matches candidates: choose mutual_best"
         )
-    for key in ("KEYPOINT_SOURCE", "BOX_SOURCE"):
-        if cfg.EVAL[key] != "pred":
-            raise ValueError(f"EVAL.{key} is {cfg.EVAL[key]!r}: a file has no annotations: pred")
+
+
+def regresses(cfg: CfgNode) -> bool:
+    """Whether the locations of the config's network regress, so that nothing is assembled."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    return name in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(name), FCOS)
+
+
+def export_network(model: nn.Module, **options: object) -> ImageNetwork:
+    """The form that a network is exported in.
+
+    Args:
+        model: with its weights; copied.
+        options: `min_size`, `max_size` and `precision` of ImageNetwork.
+
+    Raises:
+        ValueError: a network that has no such form.
+    """
+    kind = LocationNetwork if isinstance(model, FCOS) else ExportNetwork
+    return kind(model, **options)
 
 
 def with_exported_matching(model: nn.Module) -> nn.Module:
@@ -71,20 +94,13 @@ def with_exported_matching(model: nn.Module) -> nn.Module:
     return model
 
 
-class ExportNetwork(nn.Module):
-    """`forward(image)`: (H, W, 3) uint8 in INPUT.FORMAT to the outputs named in OUTPUT_NAMES.
-
-    One image at a time; the frame of the results is that of the image, continuous pixels:
-
-    - boxes (P, 4) x1, y1, x2, y2 inside the image, scores (P,), best first;
-    - pose_scores (P,);
-    - keypoints (P, K, 3) x, y, score; (0, 0, 0) where a joint was not found;
-    - person_mask (H, W), 0 to 1.
+class ExportNetwork(ImageNetwork):
+    """`forward(image)`: (H, W, 3) uint8 in INPUT.FORMAT to the outputs named in OUTPUT_NAMES: those
+    of the base, and person_mask (H, W), 0 to 1.
 
     Args:
         model: a network with `keypoint_head` and `assembler` beside a dense detector; copied.
-        min_size, max_size: INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST; a min_size of 0 leaves images
-            as they are.
+        min_size, max_size: see the base.
         precision: "fp32", or "fp16": weights of backbone, heads and the assembler's linear layers,
             and what they compute, in half precision; places and scores stay in single.
 
@@ -92,50 +108,38 @@ class ExportNetwork(nn.Module):
         ValueError: another kind of network.
     """
 
+    outputs = OUTPUT_NAMES
+
     def __init__(
         self, model: nn.Module, *, min_size: int, max_size: int, precision: str = "fp32"
     ) -> None:
-        super().__init__()
         needed = ("backbone", "head", "keypoint_head", "assembler", "look")
         missing = [name for name in needed if not hasattr(model, name)]
         if missing:
             raise ValueError(
-                f"MODEL.META_ARCHITECTURE: export is for networks of heatmaps and boxes that are "
-                f"assembled, and a {type(model).__name__} has no {missing[0]}"
+                "MODEL.META_ARCHITECTURE: export is for networks of heatmaps and boxes that are "
+                "assembled and for those that regress poses, and a "
+                f"{type(model).__name__} has no {missing[0]}"
             )
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
         model = with_exported_matching(model).cpu().eval().requires_grad_(False)
+        super().__init__(model, min_size=min_size, max_size=max_size, precision=precision)
         model.box2box_transform = _BoxDecoding(model.box2box_transform)
-        self.is_half = precision == "fp16"
         if self.is_half:
             for part in (model.backbone, model.head, model.keypoint_head):
                 part.half()
             _halve_linear_layers(model.assembler)
-        self.model = model
-        self.min_size, self.max_size = min_size, max_size
 
     @torch.no_grad()
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See the class."""
-        height, width = (torch.as_tensor(side) for side in image.shape[:2])
-        channels_first = image.permute(2, 0, 1)
-        if self.min_size > 0:
-            size = shorter_side_size(height, width, self.min_size, self.max_size)
-            channels_first = resize_as_pillow(channels_first, *size)
-        images = self.model.preprocess_image([{INPUT_NAME: channels_first.float()}])
-        frame = torch.stack([torch.as_tensor(x) for x in channels_first.shape[1:]])
+        images, frame, size = self.network_input(image)
         maps, people = self._look(images, frame)
         poses = self._assemble(maps, people, frame)
-        scale = torch.stack([width, height]).float() / frame.flip(0).float()
-        boxes = people.pred_boxes.tensor * scale.repeat(2)
-        corners = torch.stack([width, height]).repeat(2).to(boxes)
-        boxes = torch.minimum(boxes.clamp(min=0.0), corners)
-        joints = torch.cat([poses.keypoints[..., :2] * scale, poses.keypoints[..., 2:]], dim=2)
-        kept = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).nonzero()[:, 0]
+        found = self.in_image(
+            people.pred_boxes.tensor, people.scores, poses.scores, poses.keypoints, frame, size
+        )
         mask = maps.maps[0, self.model.keypoint_head.num_keypoints].clamp(0, 1)
-        person = finish_person_mask(mask, maps.stride, tuple(frame), height, width)[1]
-        return boxes[kept], people.scores[kept], poses.scores[kept], joints[kept], person
+        return *found, finish_person_mask(mask, maps.stride, tuple(frame), *size)[1]
 
     def _look(self, images: ImageList, frame: torch.Tensor) -> tuple[HeatmapOutputs, Instances]:
         """Maps in float32, and boxes with scores in the frame (2,) height, width."""
@@ -201,20 +205,9 @@ class _BoxDecoding:
         return torch.cat([centre - 0.5 * sides, centre + 0.5 * sides], dim=1)
 
 
-class _HalfLinear(nn.Module):
-    """A linear layer in half precision between values in single."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.layer = layer.half()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x.half()).float()
-
-
 def _halve_linear_layers(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
         if isinstance(child, nn.Linear):
-            setattr(module, name, _HalfLinear(child))
+            setattr(module, name, InHalf(child))
         else:
             _halve_linear_layers(child)

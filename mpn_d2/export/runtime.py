@@ -15,14 +15,15 @@ from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from mpn_d2.export.files import DESCRIPTION, require_export_packages
-from mpn_d2.export.network import INPUT_NAME, OUTPUT_NAMES
+from mpn_d2.export.image_network import INPUT_NAME
 
 
 class ExportedFile(nn.Module):
     """Runs an ONNX file (ONNX Runtime, CPU) or a TorchScript one.
 
-    As a model it takes images in full size and gives {"instances", "sem_seg"} like the network that
-    was exported, so that evaluators and drawing take it for one.
+    As a model it takes images in full size and gives what the network that was exported does,
+    {"instances"} and, where it has a person mask, "sem_seg", so that evaluators and drawing take it
+    for one.
 
     Attributes:
         path: of the file.
@@ -60,7 +61,7 @@ class ExportedFile(nn.Module):
             raise ValueError(
                 f"{self.path} fails on an image of shape {image.shape}: {_first_line(error)}"
             ) from error
-        return dict(zip(OUTPUT_NAMES, values, strict=True))
+        return dict(zip(self.description["outputs"], values, strict=True))
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict]) -> list[dict]:
@@ -77,6 +78,8 @@ class ExportedFile(nn.Module):
             pred_classes=torch.zeros(len(found["scores"]), dtype=torch.int64),
             pred_keypoints=found["keypoints"],
         )
+        if "person_mask" not in found:
+            return {"instances": people}
         person = found["person_mask"]
         return {"instances": people, "sem_seg": torch.stack([1 - person, person])}
 

@@ -22,7 +22,7 @@ from mpn_d2.export.files import (
     write_onnx,
     write_torchscript,
 )
-from mpn_d2.export.network import ExportNetwork, check_exportable
+from mpn_d2.export.network import check_exportable, export_network
 from mpn_d2.export.runtime import ExportedFile
 from mpn_d2.utils.files import replaced_when_done
 
@@ -91,7 +91,7 @@ def write_export(
         raise ValueError("no images to compare the file with PyTorch on")
     if precision == "int8" and not calibration:
         raise ValueError("--precision int8 needs images to calibrate with: --calibration PATHS")
-    network = ExportNetwork(
+    network = export_network(
         model,
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,

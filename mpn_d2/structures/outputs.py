@@ -160,3 +160,17 @@ class LocationOutputs:
     def pose_offsets(self) -> list[torch.Tensor]:
         """Of the last stage: the poses to use."""
         return self.first_offsets if self.final_offsets is None else self.final_offsets
+
+    def level(self, number: int) -> LocationOutputs:
+        """The outputs of one level alone."""
+
+        def one(levels: list[torch.Tensor] | None) -> list[torch.Tensor] | None:
+            return None if levels is None else [levels[number]]
+
+        return LocationOutputs(
+            one(self.cls_logits),
+            one(self.first_offsets),
+            one(self.final_offsets),
+            one(self.score_logits),
+            one(self.centerness_logits),
+        )

@@ -359,7 +359,7 @@ def test_what_the_score_is(paper_config, score):
         [torch.randn(2, 1, 3, 2)], [torch.zeros(2, 2 * K, 3, 2)],
         score_logits=[torch.randn(2, 1, 3, 2)], centerness_logits=[torch.randn(2, 1, 3, 2)],
     )  # fmt: skip
-    cls_scores, scores = model._scores(outputs)
+    cls_scores, scores = model.score_locations(outputs)
     factors = {"psm": outputs.score_logits, "centerness": outputs.centerness_logits}
     expected = outputs.cls_logits[0].sigmoid()
     torch.testing.assert_close(cls_scores, expected.flatten(1))

@@ -216,14 +216,14 @@ class PoseRegression(FCOS):
     ) -> list[Instances]:
         """People of each image in the frame of the network input (spec section 11)."""
         locations = self._locations(features)
-        cls_scores, scores = self._scores(outputs)
+        cls_scores, scores = self.score_locations(outputs)
         offsets = by_location(outputs.pose_offsets)
         return [
             self.inference_single_image(locations, *of_image, size)
             for *of_image, size in zip(cls_scores, scores, offsets, images.image_sizes, strict=True)
         ]
 
-    def _scores(self, outputs: LocationOutputs) -> tuple[torch.Tensor, torch.Tensor]:
+    def score_locations(self, outputs: LocationOutputs) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, R) score of the classification, and (N, R) what ranks poses."""
         cls_scores = by_location(outputs.cls_logits)[..., 0].float().sigmoid()
         factors = {"psm": outputs.score_logits, "centerness": outputs.centerness_logits}
@@ -251,17 +251,29 @@ class PoseRegression(FCOS):
         chosen, start = [], 0
         for count in locations.counts:
             of_level = slice(start, start + count)
-            found = (cls_scores[of_level] > self.test_score_thresh).nonzero()[:, 0] + start
-            order = scores[found].argsort(descending=True, stable=True)
-            chosen.append(found[order[: self.test_topk_candidates]])
+            chosen.append(start + self.candidates(cls_scores[of_level], scores[of_level]))
             start += count
         places = torch.cat(chosen)
         points, strides = locations.points[places], locations.strides[places]
         poses = decode_offsets(offsets[places].float(), points, strides)
+        return self.people_of(poses, scores[places], image_size)
+
+    def candidates(self, cls_scores: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Indices of one level's locations that may show somebody, the best score first.
+
+        Args:
+            cls_scores, scores: (R,), see `inference_single_image`.
+        """
+        found = (cls_scores > self.test_score_thresh).nonzero()[:, 0]
+        order = torch.sort(scores[found], descending=True, stable=True).indices
+        return found[order[: self.test_topk_candidates]]
+
+    def people_of(
+        self, poses: torch.Tensor, scores: torch.Tensor, image_size: tuple[int, int]
+    ) -> Instances:
+        """Candidates (M, K, 2) x, y with (M,) scores, after the suppression of repeats."""
         boxes = joint_boxes(poses)
-        kept, kept_scores = self.box_suppression(
-            boxes, scores[places], self.max_detections_per_image
-        )
+        kept, kept_scores = self.box_suppression(boxes, scores, self.max_detections_per_image)
         people = Instances(image_size)
         people.pred_boxes = Boxes(boxes[kept])
         people.pred_boxes.clip(image_size)
