@@ -3,13 +3,17 @@
 
     python tools/train_regression.py --runs RUNS
     python tools/train_regression.py --runs RUNS --rows
+    python tools/train_regression.py --runs RUNS --overfit
 
 Draws drawn-v1, trains configs/PoseRegression/quick_drawn_v1.yaml from the trunk of the network that
 tools/train_synthetic.py left in RUNS/drawn-v1 (--weights FILE for another, '' for none), evaluates
 on the 200 test images, and writes figures (results/pose_regression.json), pictures (images/) and
 the tables of pose_regression.md into --output. `--rows` trains the rows of the paper's tables
 instead, each with one part more, on one short schedule (quick_drawn_v1_ablation.yaml); `--rows NAME
-...` some of them. An interrupted run goes on where it stopped when the command is repeated.
+...` some of them. `--overfit` learns two photographs by heart (quick_overfit_two.yaml), from nothing
+and without drawn data. An interrupted run goes on where it stopped when the command is repeated.
+With --images or --opts all is a try: trainings and, unless --output names another folder, figures go
+to RUNS/try, and the docs stay as they are.
 """
 
 from __future__ import annotations
@@ -21,6 +25,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from detectron2.config import CfgNode
+
+from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.showcase import contact_sheet, drawn_predictions
 from mpn_d2.engine.stages import FINAL, evaluate
@@ -35,6 +42,8 @@ DATASET = "drawn-v1"
 COLUMNS = {"keypoint AP": "AP", "AP50": "AP50", "AP75": "AP75", "APm": "APm", "APl": "APl"}
 PICTURES = 12
 KEYS = "MODEL.POSE_REGRESSION."
+# Groups of the figures: the network itself, two photographs by heart.
+MAIN, OVERFIT = "keypoints", "overfit_two/keypoints"
 # Rows of the paper's tables 1 and 3: each with one part more than the one before it. The first is
 # ranked by the classification times centre-ness, as all before the last.
 ROWS = {
@@ -66,11 +75,13 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
         help="checkpoint whose trunk is the start (default: RUNS/drawn-v1/model_final.pth); '' for "
         "none",
     )
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--rows", nargs="*", choices=ROWS, metavar="ROW", help=f"train rows: {', '.join(ROWS)}"
     )
+    what.add_argument("--overfit", action="store_true", help="two photographs by heart instead")
     parser.add_argument("--images", type=int, help="training images (default: the dataset's own)")
-    parser.add_argument("--output", default=str(REPO / "docs"), help="results/, images/ in it")
+    parser.add_argument("--output", help="results/, images/ in it (default: docs)")
     # Not the rest of the line as elsewhere: --rows would take it.
     parser.add_argument("--opts", nargs="*", default=[], help="KEY VALUE pairs of the config")
     args = parser.parse_args(arguments)
@@ -79,20 +90,25 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
 
 
 def main(args: Namespace) -> None:
-    runs, output = Path(args.runs), Path(args.output)
-    weights = trunk_weights(args.weights, runs)
-    draw_data(args, runs / "datasets")
+    runs = Path(args.runs)
+    if args.overfit and args.weights:
+        raise ValueError("--overfit starts from nothing: leave --weights out")
+    weights = "" if args.overfit else trunk_weights(args.weights, runs)
+    is_try = bool(args.images or args.opts)
+    runs = runs / "try" if is_try else runs
+    output = Path(args.output or (runs if is_try else REPO / "docs"))
     page = output / "pose_regression.md"
     results = output / "results" / "pose_regression.json"
-    if args.rows is None:
-        options = ["OUTPUT_DIR", str(runs / "regression"), *args.opts]
-        train_and_record(args, "quick_drawn_v1", "keypoints", options, weights, results)
+    read_results(results)
+    if args.overfit:
+        register_pose_datasets()
     else:
-        for row in args.rows or ROWS:
-            folder = runs / "regression_rows" / row
-            options = [*row_options(row), "OUTPUT_DIR", str(folder), *args.opts]
-            group = f"rows/{row}/keypoints"
-            train_and_record(args, "quick_drawn_v1_ablation", group, options, weights, results)
+        draw_data(args, runs / "datasets")
+    for group, (config, folder, options) in planned(args).items():
+        options = [*options, "OUTPUT_DIR", str(runs / folder), *args.opts]
+        cfg = train_and_record(config, group, options, weights, results)
+        if group == MAIN:
+            show(cfg, output / "images")
     found = tables(read_results(results))
     print("\n\n".join(found.values()))
     if page.is_file():
@@ -124,9 +140,25 @@ def row_options(row: str) -> list[str]:
     return [text for key, value in pairs.items() for text in (KEYS + key, value)]
 
 
+def planned(args: Namespace) -> dict[str, tuple[str, str, list[str]]]:
+    """Config, folder in RUNS and options of each training, by the group of its figures."""
+    if args.overfit:
+        return {OVERFIT: ("quick_overfit_two", "regression_overfit_two", [])}
+    if args.rows is None:
+        return {MAIN: ("quick_drawn_v1", "regression", [])}
+    return {
+        f"rows/{row}/keypoints": (
+            "quick_drawn_v1_ablation",
+            f"regression_rows/{row}",
+            row_options(row),
+        )
+        for row in args.rows or ROWS
+    }
+
+
 def train_and_record(
-    args: Namespace, config: str, group: str, options: list[str], weights: str, results: Path
-) -> None:
+    config: str, group: str, options: list[str], weights: str, results: Path
+) -> CfgNode:
     """Trains a config, tests it, puts its figures into the results file under a group."""
     options = [*options, "MODEL.WEIGHTS", weights]
     cfg, clock = train_run(str(CONFIGS / f"{config}.yaml"), options)
@@ -140,11 +172,15 @@ def train_and_record(
         seed=cfg.SEED,
         **{"iterations x batch": schedule(cfg, options), "trunk": weights or "none"},
     )
-    if args.rows is None:
-        pictures = drawn_predictions(cfg, trained, cfg.DATASETS.TEST[0], first=PICTURES)
-        folder = Path(args.output) / "images"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_png(folder / "regression_drawn_v1.png", contact_sheet([p for _, p in pictures]))
+    return cfg
+
+
+def show(cfg: CfgNode, folder: Path) -> None:
+    """Draws what the trained network finds on test images, into a folder."""
+    trained = str(Path(cfg.OUTPUT_DIR) / FINAL)
+    pictures = drawn_predictions(cfg, trained, cfg.DATASETS.TEST[0], first=PICTURES)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_png(folder / "regression_drawn_v1.png", contact_sheet([p for _, p in pictures]))
 
 
 def tables(content: dict) -> dict[str, str]:
@@ -156,7 +192,10 @@ def tables(content: dict) -> dict[str, str]:
 
     rows = [(row if i == 0 else f"+ {row}", f"rows/{row}/keypoints") for i, row in enumerate(ROWS)]
     return {
-        "drawn": markdown_table(["", *COLUMNS], [(f"`{DATASET}`", figures("keypoints"))]),
+        "drawn": markdown_table(["", *COLUMNS], [(f"`{DATASET}`", figures(MAIN))]),
+        "overfit": markdown_table(
+            ["", *COLUMNS], [("two photographs, the same ones", figures(OVERFIT))]
+        ),
         "rows": markdown_table(["", *COLUMNS], [(f"`{n}`", figures(g)) for n, g in rows]),
     }
 

@@ -74,9 +74,11 @@ def test_figures_and_tables_of_a_run_and_of_rows(tmp_path, few_test_images, caps
     assert alone["runs"]["keypoints"]["iterations x batch"] == {"joint": "2 x 2"}
     assert alone["runs"]["keypoints"]["trunk"] == "none"
     assert Image.open(tmp_path / "docs" / "images" / "regression_drawn_v1.png").width > 300
+    # A try: trained beside what whole runs leave.
+    assert [x.name for x in (tmp_path / "runs").iterdir()] == ["try"]
 
     # From a trunk: what this run has just left.
-    trunk = str(tmp_path / "runs" / "regression" / "model_final.pth")
+    trunk = str(tmp_path / "runs" / "try" / "regression" / "model_final.pth")
     both = run(tmp_path, "--weights", trunk, "--rows", "baseline", "psm")
     rows = {name.split("/")[1] for name in both["metrics"] if name.startswith("rows/")}
     assert rows == {"baseline", "psm"}
@@ -86,6 +88,23 @@ def test_figures_and_tables_of_a_run_and_of_rows(tmp_path, few_test_images, caps
     )
     assert all(table in page.read_text() for table in tool.tables(both).values())
     assert "`+ psm`" in capsys.readouterr().out
+
+
+def test_two_photographs_by_heart(tmp_path, monkeypatch):
+    """Without drawn data or a trunk; a try leaves the docs alone."""
+    monkeypatch.setattr(tool, "draw_data", None)
+    page = (tool.REPO / "docs" / "pose_regression.md").read_text()
+    arguments = ["--runs", str(tmp_path), "--overfit", "--opts", *TINY]
+    tool.main(tool.parse_args(arguments))
+    found = json.loads((tmp_path / "try" / "results" / "pose_regression.json").read_text())
+    assert {f"overfit_two/keypoints/{x}" for x in tool.COLUMNS.values()} <= set(found["metrics"])
+    assert found["runs"]["overfit_two/keypoints"]["trunk"] == "none"
+    assert (tmp_path / "try" / "regression_overfit_two" / "model_final.pth").is_file()
+    assert (tool.REPO / "docs" / "pose_regression.md").read_text() == page
+    with pytest.raises(ValueError, match="--overfit starts from nothing"):
+        tool.main(tool.parse_args([*arguments[:3], "--weights", "x.pth"]))
+    figures = {"metrics": {"overfit_two/keypoints/AP": 97.26}}
+    assert "| 97.3 | - |" in tool.tables(figures)["overfit"]
 
 
 def test_a_missing_trunk_is_told_before_anything_is_drawn(tmp_path):
