@@ -277,6 +277,11 @@ def _add_assembly_keys(cfg: CN) -> None:
     # A box reaches this share of its width and height further on each side. [ours]
     cfg.MODEL.ASSEMBLER.LEARNED.MARGIN = 0.6
 
+    cfg.MODEL.POSE_SCORER = CN()
+    # META_ARCHITECTURE ScoredMultiPoseNet (pose scores times the OKS that is expected of the pose;
+    # --stage scoring trains that): units of its two hidden layers. [ours]
+    cfg.MODEL.POSE_SCORER.WIDTH = 64
+
     cfg.MODEL.PRN = CN()
     # Units of the hidden layers. [paper: 1024]
     cfg.MODEL.PRN.NODES = 1024

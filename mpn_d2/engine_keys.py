@@ -48,6 +48,8 @@ def add_engine_keys(cfg: CN) -> None:
         ("PERSON", ["person"]),
         ("ASSEMBLY", ["assembly"]),
         ("JOINT", ["keypoint", "person", "assembly"]),
+        # META_ARCHITECTURE ScoredMultiPoseNet: what ranks its poses, when all else is trained.
+        ("SCORING", ["scoring"]),
     ):
         stage = CN(new_allowed=True)
         # MODEL.TRAIN_PARTS of the stage.

@@ -121,6 +121,11 @@ class ExportNetwork(ImageNetwork):
                 "assembled and for those that regress poses, and a "
                 f"{type(model).__name__} has no {missing[0]}"
             )
+        if hasattr(model, "pose_scorer"):
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE: the pose scorer of a {type(model).__name__} is in no "
+                "file: export the network without it"
+            )
         model = with_exported_matching(model).cpu().eval().requires_grad_(False)
         super().__init__(model, min_size=min_size, max_size=max_size, precision=precision)
         model.box2box_transform = _BoxDecoding(model.box2box_transform)

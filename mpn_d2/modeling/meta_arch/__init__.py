@@ -1,5 +1,6 @@
 from mpn_d2.modeling.meta_arch.associative_embedding import AssociativeEmbedding
 from mpn_d2.modeling.meta_arch.multiposenet import MultiPoseNet
+from mpn_d2.modeling.meta_arch.multiposenet_scored import ScoredMultiPoseNet
 from mpn_d2.modeling.meta_arch.pose_assembly import PoseAssembly
 from mpn_d2.modeling.meta_arch.pose_regression import PoseRegression
 from mpn_d2.modeling.meta_arch.single_person import SinglePersonNet
@@ -11,5 +12,6 @@ __all__ = [
     "PoseAssembly",
     "PoseRegression",
     "RecurrentAssociation",
+    "ScoredMultiPoseNet",
     "SinglePersonNet",
 ]

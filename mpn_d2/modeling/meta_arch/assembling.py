@@ -5,7 +5,7 @@ Letters: K keypoint types, P people of one image, H x W cells.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.structures import Instances
@@ -29,6 +29,7 @@ def assemble_evidence(
     assembler: nn.Module,
     return_heatmaps: bool = False,
     flip_indices: Sequence[int] | None = None,
+    pose_factor: Callable[[ImageEvidence, Instances], torch.Tensor] | None = None,
 ) -> list[dict]:
     """Per image {"instances", "sem_seg"} and on demand "heatmaps", in pixels of its final size.
 
@@ -43,6 +44,8 @@ def assemble_evidence(
         return_heatmaps: add "heatmaps" (K, h, w), see `image_heatmaps`.
         flip_indices: K indices (see Skeleton): the assembler sees everything mirrored, too; None
             for one sight.
+        pose_factor: of an image's evidence and its assembled people, in the frame of the evidence,
+            gives (P,) that their pose scores are multiplied by; None for no factor.
     """
 
     def of_one_size(evidence: list[ImageEvidence], sizes: list[tuple[int, int]]) -> list[dict]:
@@ -65,6 +68,8 @@ def assemble_evidence(
             frame = seen.people.image_size
             people = Instances(frame, **seen.people.get_fields())
             people.pred_keypoints, people.pose_scores = pose.keypoints, pose.scores
+            if pose_factor is not None:
+                people.pose_scores = pose.scores * pose_factor(seen, people)
             result = {
                 "instances": finish_instances(people, *size),
                 "sem_seg": finish_person_mask(mask, maps.stride, frame, *size),
