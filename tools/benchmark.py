@@ -70,6 +70,20 @@ Part `inference`; weights may be random:
 
 Part `heads`, random weights: heads/seconds/<refinement>/20, the keypoint head of an R-CNN, from the
 features of 20 boxes to poses, and heads/ratio/<refinement>/20, to the unrefined head.
+
+    python tools/benchmark.py --config-file configs/PoseRegression/R_50.yaml --part regression \
+        --output docs/results/benchmark_regression.json --persons 1 20 30
+    python tools/benchmark.py --config-file configs/PoseRegression/R_50.yaml \
+        --part regression_memory --output docs/results/benchmark_regression_memory.json --size 800
+
+Part `regression`, random weights, one image with so many known people (see `pipeline`):
+
+- regression/seconds/<people> and regression/seconds/keypoint_rcnn/<people>, medians of --rounds in
+  turns; regression/ratio/<people>; regression/more_percent/<fewest>_to_<most>: what the most people
+  cost more than the fewest.
+
+Part `regression_memory`: regression/training_mib/kept, /weights and /total of a training step on
+--memory-batch-size images of --size, computed from shapes; nothing is run.
 """
 
 from __future__ import annotations
@@ -94,6 +108,7 @@ from mpn_d2.engine.fast import MODES
 from mpn_d2.engine.inference_speed import measure_inference
 from mpn_d2.engine.pipeline_speed import Settings, measure_pipeline
 from mpn_d2.engine.rcnn_speed import measure_heads
+from mpn_d2.engine.regression_speed import measure_regression, training_memory
 from mpn_d2.engine.speed_reference import NAMES
 from mpn_d2.utils.results import write_results
 from mpn_d2.utils.speed_plot import plot_speed
@@ -233,12 +248,26 @@ def of_heads(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
     return measure_heads(cfg, repeats=args.repeats)
 
 
+def of_regression(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
+    """The figures of part `regression`, see the head of this file."""
+    if min(args.persons) < 0:
+        raise ValueError("--persons needs numbers of people, 0 or more")
+    return measure_regression(cfg, persons=args.persons, size=args.size, rounds=args.rounds)
+
+
+def of_regression_memory(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
+    """The figures of part `regression_memory`, see the head of this file."""
+    return training_memory(cfg, size=args.size, batch=args.memory_batch_size)
+
+
 PARTS = {
     "pipeline": of_pipeline,
     "data": of_data,
     "assembly": of_assembly,
     "inference": of_views,
     "heads": of_heads,
+    "regression": of_regression,
+    "regression_memory": of_regression_memory,
     "all": of_all,
 }
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Does the pose score (PSM) help MultiPoseNet? Trains it on drawn people and tests with and without.
+"""Does the pose score (PSM) help MultiPoseNet? Trains it on drawn people, tests with and without.
 
     python tools/train_scoring.py --runs RUNS
 
@@ -7,8 +7,9 @@ Takes the network that tools/train_synthetic.py left in RUNS/drawn-v1 (--weights
 trains what ranks its poses on the poses that it assembles of training images (configs/quick/
 drawn_v1_scored.yaml), evaluates both on the 200 test images, and writes figures
 (results/pose_scoring.json) and the table of pose_regression.md into --output. An interrupted run
-goes on where it stopped when the command is repeated. With --images or --opts all is a try: training
-and, unless --output names another folder, figures go to RUNS/try, and the docs stay as they are.
+goes on where it stopped when the command is repeated. With --images or --opts all is a try: the
+training and, unless --output names another folder, figures go to RUNS/try; the docs stay as they
+are.
 """
 
 from __future__ import annotations

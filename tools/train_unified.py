@@ -33,7 +33,7 @@ from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.data.image_file import read_pose_image
 from mpn_d2.data.synthetic import write_dataset
 from mpn_d2.engine.cli import run_command
-from mpn_d2.engine.sequence_memory import MIB, chunk_bytes, seconds_per_person, step_bytes
+from mpn_d2.engine.sequence_memory import chunk_bytes, seconds_per_person, step_bytes
 from mpn_d2.engine.sequence_pictures import SequenceDrawer
 from mpn_d2.engine.stages import FINAL, evaluate, stage_config
 from mpn_d2.modeling.heads.part_sequence import PartSequenceDecoder
@@ -45,6 +45,7 @@ from mpn_d2.modeling.meta_arch.sequence_training import (
 from mpn_d2.structures.skeleton import get_skeleton
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.results import flat_metrics, read_results, update_results
+from mpn_d2.utils.saved_bytes import MIB
 from mpn_d2.utils.visualize import write_png
 from tools.train_synthetic import train_run
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from mpn_d2.engine.sequence_memory import (
-    SavedBytes,
     chunk_bytes,
     seconds_per_person,
     step_bytes,
@@ -17,6 +16,7 @@ from mpn_d2.modeling.meta_arch.sequence_training import (
     SequenceTargets,
     SequenceTraining,
 )
+from mpn_d2.utils.saved_bytes import SavedBytes
 
 
 def decoder(**options):

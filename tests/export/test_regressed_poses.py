@@ -112,7 +112,7 @@ def test_nobody_and_one(written):
 
 
 def test_the_file_is_a_model_without_a_mask(written):
-    cfg, _, file = written
+    _, _, file = written
     image = torch.from_numpy(np.ascontiguousarray(picture(70, 110, 1.0).transpose(2, 0, 1)))
     (result,) = file([{"image": image}])
     assert set(result) == {"instances"} and len(result["instances"]) > 0
