@@ -11,9 +11,9 @@ on the 200 test images, and writes figures (results/pose_regression.json), pictu
 the tables of pose_regression.md into --output. `--rows` trains the rows of the paper's tables
 instead, each with one part more, on one short schedule (quick_drawn_v1_ablation.yaml); `--rows NAME
 ...` some of them. `--overfit` learns two photographs by heart (quick_overfit_two.yaml), from
-nothing and without drawn data. An interrupted run goes on where it stopped when the command is repeated.
-With --images or --opts all is a try: trainings and, unless --output names another folder, figures
-go to RUNS/try, and the docs stay as they are.
+nothing and without drawn data. An interrupted run goes on where it stopped when the command is
+repeated. With --images or --opts all is a try: trainings and, unless --output names another folder,
+figures go to RUNS/try, and the docs stay as they are.
 """
 
 from __future__ import annotations

@@ -43,6 +43,10 @@ def build_pose_model(cfg: CfgNode) -> nn.Module:
         model = build_model(cfg)
     except _BUILD_ERRORS as error:
         raise ValueError(f"config: {_reason(cfg, error)}") from error
+    except ValueError as error:
+        if "num_groups" in str(error):
+            raise ValueError(_wrong_groups(cfg, error)) from error
+        raise
     return model.to(memory_format=torch.channels_last) if cfg.MODEL.CHANNELS_LAST else model
 
 
@@ -126,6 +130,17 @@ def _reason(cfg: CfgNode, error: Exception) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}: {frame.line}"
     return f"{type(error).__name__} {_first_line(error)} ({place})"
+
+
+def _wrong_groups(cfg: CfgNode, error: ValueError) -> str:
+    """What PyTorch's GroupNorm refuses, by the keys that it may come from."""
+    norms = " or ".join(_keys_holding(cfg, "GN")) or "a norm"
+    # GroupNorm itself names no number.
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    groups, channels = (frames[-1].get(name) for name in ("num_groups", "num_channels"))
+    keys = _keys_holding(cfg, channels)
+    named = f" ({' or '.join(keys)})" if keys else ""
+    return f"{norms} is GN, {groups} groups, and {channels} channels{named} are no multiple of it"
 
 
 def _first_line(error: Exception) -> str:

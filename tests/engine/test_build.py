@@ -54,6 +54,24 @@ def test_model_mistakes(mistake, paper_config):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["MODEL.FPN.OUT_CHANNELS", "48"],
+            r"MODEL\.FPN\.NORM or .*RETINANET\.NORM is GN, 32 groups, and 48 channels "
+            r"\(MODEL\.FPN\.OUT_CHANNELS\) are no multiple of it",
+        ),
+        (["MODEL.POSE_REGRESSION.HEATMAP.DIM", "20"], r"20 channels \(.*HEATMAP\.DIM"),
+        (["MODEL.RETINANET.NORM", "groups"], r"called 'groups', which MODEL\.RETINANET\.NORM names"),
+        (["MODEL.FPN.NORM", "LayerNorm"], r"called 'LayerNorm', which MODEL\.FPN\.NORM names"),
+    ],
+)
+def test_norms_that_do_not_fit_are_named(options, message, paper_config):
+    with pytest.raises(ValueError, match=message):
+        build_pose_model(paper_config("PoseRegression/R_18_small.yaml", options))
+
+
 def test_trainer_and_predictor_build_alike(paper_config):
     cfg = paper_config("quick/demo.yaml", ["MODEL.RESNETS.NORM", "XX"])
     for build in (PoseTrainer.build_model, lambda cfg: ImagePredictor(cfg, "weights.pth")):

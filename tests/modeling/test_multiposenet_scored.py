@@ -126,7 +126,7 @@ def test_only_the_scorer_learns(paper_config, batch):
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in model.pose_scorer.parameters())
-    assert not model.backbone.training and model.pose_scorer.training
+    assert not model.backbone.bottom_up.training and model.pose_scorer.training
     if batch == "nobody labelled":
         # Poses on people of whom no joint is known teach nothing; others are nobody's: OKS 0.
         assert loss >= 0
