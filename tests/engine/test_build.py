@@ -63,7 +63,10 @@ def test_model_mistakes(mistake, paper_config):
             r"\(MODEL\.FPN\.OUT_CHANNELS\) are no multiple of it",
         ),
         (["MODEL.POSE_REGRESSION.HEATMAP.DIM", "20"], r"20 channels \(.*HEATMAP\.DIM"),
-        (["MODEL.RETINANET.NORM", "groups"], r"called 'groups', which MODEL\.RETINANET\.NORM names"),
+        (
+            ["MODEL.RETINANET.NORM", "groups"],
+            r"called 'groups', which MODEL\.RETINANET\.NORM names",
+        ),
         (["MODEL.FPN.NORM", "LayerNorm"], r"called 'LayerNorm', which MODEL\.FPN\.NORM names"),
     ],
 )

@@ -120,6 +120,26 @@ def test_the_file_is_a_model_without_a_mask(written):
     assert "matching" not in file.description and "peak_thresh" not in file.description
 
 
+@pytest.mark.parametrize("bottom_up", ["resnet", "hrnet"])
+def test_group_norms_and_hrnet(tmp_path, bottom_up):
+    """What the paper's configs have, in sizes other than that of the trace."""
+    for name in ("onnx", "onnxruntime"):
+        pytest.importorskip(name, reason=f"{name} is missing: the extra `export` brings it")
+    options = ["MODEL.FPN.NORM", "GN", "MODEL.RETINANET.NORM", "GN"]
+    if bottom_up == "hrnet":
+        options += ["MODEL.BACKBONE.NAME", "build_high_resolution_pyramid_backbone"]
+        options += ["MODEL.POSE_FPN.BOTTOM_UP", "build_hrnet_backbone", "MODEL.HRNET.WIDTH", "4"]
+        options += ["MODEL.FPN.IN_FEATURES", "['stride4', 'stride8', 'stride16', 'stride32']"]
+    cfg = small_config(*options)
+    model = small_network(cfg)
+    images = [("noise", picture(*SIZES[1], 0.6))]
+    writing.write_export(cfg, model, tmp_path / "network.onnx", images=images)
+    file = ExportedFile(tmp_path / "network.onnx")
+    for size in SIZES:
+        image = picture(*size, 1.0)
+        assert assert_agrees(cfg, model, file.find(image), image) > 0
+
+
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_smaller_files_run_and_are_near(tmp_path, precision):
     for name in ("onnx", "onnxruntime"):
