@@ -35,8 +35,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--stage",
         default="all",
-        help="keypoint, person, assembly, joint (all parts at once), or all: the chain of "
-        "STAGES.ORDER (default: all)",
+        help="keypoint, person, assembly, joint (all parts at once), scoring (of a scored "
+        "network), or all: the chain of STAGES.ORDER (default: all)",
     )
     add_trust_argument(parser)
     return parser.parse_args()

@@ -401,6 +401,10 @@ def test_no_candidate_is_an_empty_result(paper_config):
         ([KEYS + "MIN_SCORE", "2.0"], r"MIN_SCORE is 2\.0"),
         ([KEYS + "LOSS.PSM_WEIGHT", "-1.0"], r"LOSS\.PSM_WEIGHT is -1\.0"),
         ([KEYS + "LOSS.SMOOTH_L1_BETA", "-0.1"], r"LOSS\.SMOOTH_L1_BETA is -0\.1"),
+        (
+            ["MODEL.HRNET.WIDTH", "0", "MODEL.POSE_FPN.BOTTOM_UP", "build_hrnet_backbone"],
+            r"HRNET\.WIDTH is 0",
+        ),
         (["MODEL.RETINANET.NUM_CONVS", "-1"], r"NUM_CONVS is -1"),
         (["MODEL.RETINANET.IN_FEATURES", "['p4', 'p3']"], r"strides \[16, 8\].*fine to coarse"),
         (["MODEL.RETINANET.IN_FEATURES", "[]"], r"IN_FEATURES is \[\].*fine to coarse"),

@@ -35,6 +35,8 @@ class HRNet(Backbone):
 
     def __init__(self, *, width: int = 32, norm: str = "FrozenBN", freeze_at: int = 0) -> None:
         super().__init__()
+        if width < 1:
+            raise ValueError(f"MODEL.HRNET.WIDTH is {width}: at least 1 is needed")
         self.conv1, self.bn1 = _conv(3, _STEM_WIDTH, 3, 2), get_norm(norm, _STEM_WIDTH)
         self.conv2, self.bn2 = _conv(_STEM_WIDTH, _STEM_WIDTH, 3, 2), get_norm(norm, _STEM_WIDTH)
         blocks = [_Bottleneck(_STEM_WIDTH, norm)]
