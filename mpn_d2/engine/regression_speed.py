@@ -174,9 +174,9 @@ def training_memory(cfg: CfgNode, *, size: int, batch: int) -> dict[str, float]:
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
-    kept = SavedBytes()
-    with FakeTensorMode():
-        model = _network(cfg).train()
+    kept, model = SavedBytes(), _network(cfg).train()
+    with FakeTensorMode() as mode:
+        _without_data(model, mode)
         images = torch.empty(batch, 3, size, size)
         with kept.watching(model):
             features = model.backbone(images)
@@ -193,6 +193,16 @@ def training_memory(cfg: CfgNode, *, size: int, batch: int) -> dict[str, float]:
         del losses
     figures["total"] = sum(figures.values())
     return {f"regression/training_mib/{name}": value for name, value in figures.items()}
+
+
+def _without_data(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Puts tensors that have but a shape in the place of all weights."""
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            fake = mode.from_tensor(p.detach())
+            setattr(module, name, nn.Parameter(fake, requires_grad=p.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, mode.from_tensor(buffer))
 
 
 def _focal(logits: torch.Tensor, keys: CfgNode) -> torch.Tensor:

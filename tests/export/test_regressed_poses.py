@@ -125,7 +125,7 @@ def test_group_norms_and_hrnet(tmp_path, bottom_up):
     """What the paper's configs have, in sizes other than that of the trace."""
     for name in ("onnx", "onnxruntime"):
         pytest.importorskip(name, reason=f"{name} is missing: the extra `export` brings it")
-    options = ["MODEL.FPN.NORM", "GN", "MODEL.RETINANET.NORM", "GN"]
+    options = ["MODEL.FPN.NORM", "GN", "MODEL.RETINANET.NORM", "GN", "MODEL.FPN.OUT_CHANNELS", "64"]
     if bottom_up == "hrnet":
         options += ["MODEL.BACKBONE.NAME", "build_high_resolution_pyramid_backbone"]
         options += ["MODEL.POSE_FPN.BOTTOM_UP", "build_hrnet_backbone", "MODEL.HRNET.WIDTH", "4"]
