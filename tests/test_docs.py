@@ -101,6 +101,24 @@ def test_tables_of_pose_regression_show_the_results():
     path = DOCS / "results" / "pose_regression.json"
     content = json.loads(path.read_text()) if path.is_file() else {}
     assert_shown("pose_regression.md", tool("train_regression").tables(content))
+    path = DOCS / "results" / "pose_scoring.json"
+    content = json.loads(path.read_text()) if path.is_file() else {}
+    assert_shown("pose_regression.md", tool("train_scoring").tables(content))
+
+
+def test_pose_regression_needs_no_more_memory_than_its_issue_allows():
+    metrics = json.loads((DOCS / "results/benchmark_regression_memory.json").read_text())["metrics"]
+    total = metrics["regression/training_mib/total"] / 1024
+    assert total < 11 and f"{total:.1f} GiB" in (DOCS / "pose_regression.md").read_text()
+
+
+def test_pose_regression_is_as_fast_as_its_issue_asks_for():
+    file = DOCS / "results" / "benchmark_regression.json"
+    if not file.is_file():
+        pytest.skip(f"{file.name} was not measured yet (docs/pose_regression.md)")
+    metrics = json.loads(file.read_text())["metrics"]
+    assert metrics["regression/ratio/20"] <= 0.9
+    assert metrics["regression/more_percent/1_to_30"] <= 5
 
 
 def test_tables_of_performance_show_the_results():

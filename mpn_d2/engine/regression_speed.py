@@ -175,8 +175,8 @@ def training_memory(cfg: CfgNode, *, size: int, batch: int) -> dict[str, float]:
     cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
     kept, model = SavedBytes(), _network(cfg).train()
-    with FakeTensorMode() as mode:
-        _without_data(model, mode)
+    with FakeTensorMode():
+        _without_data(model)
         images = torch.empty(batch, 3, size, size)
         with kept.watching(model):
             features = model.backbone(images)
@@ -195,14 +195,14 @@ def training_memory(cfg: CfgNode, *, size: int, batch: int) -> dict[str, float]:
     return {f"regression/training_mib/{name}": value for name, value in figures.items()}
 
 
-def _without_data(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Puts tensors that have but a shape in the place of all weights."""
+def _without_data(model: nn.Module) -> None:
+    """Puts tensors that have but a shape in the place of all weights; inside a FakeTensorMode."""
     for module in model.modules():
-        for name, p in module.named_parameters(recurse=False):
-            fake = mode.from_tensor(p.detach())
-            setattr(module, name, nn.Parameter(fake, requires_grad=p.requires_grad))
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, mode.from_tensor(buffer))
+        for name, p in list(module.named_parameters(recurse=False)):
+            bare = torch.empty(p.shape, dtype=p.dtype)
+            setattr(module, name, nn.Parameter(bare, requires_grad=p.requires_grad))
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
 
 
 def _focal(logits: torch.Tensor, keys: CfgNode) -> torch.Tensor:
