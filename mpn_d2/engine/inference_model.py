@@ -21,6 +21,7 @@ from mpn_d2.config_files import config_file
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.fast import check_speed, speed_up
+from mpn_d2.engine.inference_checks import check_system, warn_of_idle_keys
 from mpn_d2.engine.rcnn_checks import RCNN, check_rcnn_inference, gives_masks
 from mpn_d2.engine.refine import build_refiner
 from mpn_d2.engine.size_groups import same_in_any_batch
@@ -44,6 +45,7 @@ RANGES = (
     ("MODEL.ASSEMBLER.BOX_SCORE_THRESH", 0, 1),
     ("TEST.DETECTIONS_PER_IMAGE", 1, math.inf),
     ("INPUT.MIN_SIZE_TEST", 0, math.inf),
+    ("INPUT.MAX_SIZE_TEST", 1, math.inf),
 )
 
 
@@ -96,7 +98,8 @@ def wraps(cfg: CfgNode) -> bool:
 
 
 def check_inference_config(cfg: CfgNode) -> None:
-    """Raises a ValueError that names the keys of inference that cannot be meant so."""
+    """Raises a ValueError that names the keys of inference that cannot be meant so; warns of those
+    that do nothing."""
     for key, value, known in (
         ("TTA.FUSION", cfg.TTA.FUSION, FUSIONS),
         ("TTA.BOXES", cfg.TTA.BOXES, BOXES),
@@ -149,6 +152,8 @@ def check_inference_config(cfg: CfgNode) -> None:
         if not least <= value <= most:
             allowed = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
             raise ValueError(f"{key} is {value}: {allowed} is needed")
+    check_system(cfg)
+    warn_of_idle_keys(cfg)
 
 
 def check_inference_files(cfg: CfgNode) -> None:
