@@ -28,6 +28,7 @@ from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.fast import MODES, unavailable
 from mpn_d2.engine.stages import FINAL, evaluate
 from mpn_d2.utils.doc_tables import fill_tables
+from mpn_d2.utils.files import check_folder
 from mpn_d2.utils.performance_page import accuracy_table, speed_tables
 from mpn_d2.utils.results import flat_metrics, read_results, update_results
 from tools.inference_table import prepare_data, train_missing
@@ -71,6 +72,9 @@ def main(args: argparse.Namespace) -> None:
     if args.rounds < 1:
         raise ValueError("--rounds must be at least 1")
     output = Path(args.output).resolve()
+    # Not after hours of measuring.
+    for folder in (output / "results", output / "images", Path(args.runs)):
+        check_folder(folder)
     if args.only != "accuracy":
         for config in args.configs:
             measure_speed(config, output, args)

@@ -30,7 +30,7 @@ from mpn_d2.engine.image_drawing import (
 )
 from mpn_d2.engine.pose_predictor import PosePredictor, check_share
 from mpn_d2.engine.video_drawing import DrawnFrames, camera_name, draw_video, name_video
-from mpn_d2.utils.files import JsonListWriter, check_folder, make_folder
+from mpn_d2.utils.files import JsonListWriter, check_file, check_folder, make_folder
 from mpn_d2.utils.safe_files import add_trust_argument
 from mpn_d2.utils.video import Camera, VideoReader
 from mpn_d2.utils.visualize import KEYPOINT_THRESHOLD
@@ -116,10 +116,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size is {args.batch_size}: at least 1 is needed")
     if args.batch_size > 1 and args.webcam is not None:
         raise ValueError("--batch-size is for images and videos: a camera's frames go one by one")
-    if args.json and os.path.isdir(args.json):
-        raise ValueError(f"--json {args.json} is a folder: name a file")
     if args.json:
-        check_folder(os.path.dirname(args.json))
+        check_file("--json", args.json)
     if args.input and args.track:
         raise ValueError("--track follows people in a video: give --video-input or --webcam")
     if not args.output and args.webcam is None:

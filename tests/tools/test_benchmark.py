@@ -273,6 +273,29 @@ def test_what_cannot_be_measured_is_refused(
     assert not (tmp_path / "b.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("output", "plot", "message"),
+    [
+        (".", None, "--output . is a folder: name a file"),
+        ("file/b.json", None, "folder file cannot be made"),
+        ("b.json", ".", "--plot . is a folder: name a file"),
+        ("b.json", "file/b.png", "folder file cannot be made"),
+        ("b.json", "./b.json", "--plot ./b.json would overwrite --output"),
+    ],
+)
+def test_files_that_cannot_be_written_are_told_before_all(
+    output, plot, message, sample_dir, tmp_path, monkeypatch
+) -> None:
+    """Not after hours, with the figures lost."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(benchmark, "load_config", None)
+    given = ["--config-file", "any.yaml", "--output", output, *(["--plot", plot] if plot else [])]
+    with pytest.raises((ValueError, OSError), match=message):
+        benchmark.main(benchmark.parse_args(given))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_mode_that_the_machine_lacks_is_not_available(monkeypatch, sample_dir) -> None:
     from mpn_d2.config import load_config
 

@@ -138,6 +138,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     content = json.loads(ANNOTATIONS.read_text())
     empty = write(tmp_path / "empty.json", {**content, "annotations": []})
     without = write(tmp_path / "info.json", {k: content[k] for k in ("images", "categories")})
+    (tmp_path / "a.png").mkdir()
     nan = [{**rows[0], "score": float("nan")}]
     poses = [{k: v for k, v in row.items() if k != "bbox"} for row in rows]
     cases = [
@@ -150,6 +151,9 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         (rows, ("--skeleton", "dog"), {}, "unknown skeleton 'dog'"),
         (poses, ("--tasks", "bbox"), {}, "no row has 'bbox', so it cannot be scored"),
         (rows, ("--curves", str(tmp_path / "results.json")), {}, "is a file: name a folder, or a"),
+        (rows, ("--curves", str(tmp_path / "a.png")), {}, "a.png is a folder: name a file"),
+        (rows, ("--curves", f"{ANNOTATIONS}/c"), {}, f"cannot be made: {ANNOTATIONS} is a file"),
+        (rows, ("--output", f"{ANNOTATIONS}/m.json"), {}, f"made: {ANNOTATIONS} is a file"),
     ]
     for given, arguments, options, message in cases:
         with pytest.raises(SystemExit) as stopped:

@@ -58,6 +58,16 @@ def test_a_benchmark_that_fails_ends_it(tmp_path, monkeypatch):
         performance.main(performance.parse_args([*args, "--rounds", "0"]))
 
 
+def test_folders_that_cannot_be_made_end_it_before_it_begins(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for name in ("measure_speed", "measure_accuracy"):
+        monkeypatch.setattr(performance, name, None)
+    for runs, output in (("runs", "file"), ("file", "docs")):
+        args = ["--runs", str(tmp_path / runs), "--output", str(tmp_path / output)]
+        with pytest.raises(OSError, match="cannot be made: .*/file is a file"):
+            performance.main(performance.parse_args(args))
+
+
 def test_accuracy_of_both_networks_in_every_mode(tmp_path, monkeypatch):
     trained, evaluated = [], []
     monkeypatch.setattr(performance, "prepare_data", lambda name, runs, count: None)
