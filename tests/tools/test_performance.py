@@ -45,6 +45,7 @@ def test_speed_runs_the_benchmark_of_every_config(tmp_path, monkeypatch, capsys)
     for config in performance.SPEED:
         assert f"images/performance_{config}.png" in found[f"plot_{config}"]
         assert f"people_{config}" in found and f"bound_{config}" in found
+    assert "R_50_shared, fp32: time at 20 people" in found["targets"]
     assert "people_Lite_R_18" in capsys.readouterr().out
 
 
@@ -104,7 +105,7 @@ def test_the_page_has_a_place_for_every_table(tmp_path):
         found = speed_tables(config, metrics)
         assert len(found) == 7
         fill_tables(page, {**found, f"plot_{config}": "![]()"})
-    fill_tables(page, {"accuracy": "| |"})
+    fill_tables(page, {"accuracy": "| |", "targets": "| |"})
 
 
 def test_the_light_network_of_the_drawings_is_that_of_the_family(paper_config):
