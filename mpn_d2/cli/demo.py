@@ -141,7 +141,7 @@ def _images(args: argparse.Namespace, report: DrawingReport) -> str:
         make_folder(args.output)
         for line in missing:
             report.fail(line)
-        options = _drawing_options(args)
+        options = _drawing_options(args, predictor)
         draw_images(files, targets, predictor, options, report, rows, args.batch_size)
     return _where(args.output, args.json)
 
@@ -153,7 +153,7 @@ def _video(args: argparse.Namespace, report: DrawingReport) -> str:
         predictor = _predictor(args)
         with ExitStack() as stack:
             rows = stack.enter_context(JsonListWriter(args.json)) if args.json else None
-            drawn = DrawnFrames(_drawing_options(args), path, source.fps, rows=rows)
+            drawn = DrawnFrames(_drawing_options(args, predictor), path, source.fps, rows=rows)
             draw_video(
                 source,
                 predictor,
@@ -175,7 +175,9 @@ def _camera(args: argparse.Namespace, report: DrawingReport) -> str:
         source = stack.enter_context(Camera(args.webcam))
         predictor = _predictor(args)
         rows = stack.enter_context(JsonListWriter(args.json)) if args.json else None
-        drawn = DrawnFrames(_drawing_options(args), path, source.fps, rows=rows, live=True)
+        drawn = DrawnFrames(
+            _drawing_options(args, predictor), path, source.fps, rows=rows, live=True
+        )
         if window is None:
             print(f"recording {source.path}: Ctrl-C ends it", flush=True)
         draw_video(
@@ -212,10 +214,11 @@ def _predictor(args: argparse.Namespace) -> PosePredictor:
     )
 
 
-def _drawing_options(args: argparse.Namespace) -> DrawingOptions:
+def _drawing_options(args: argparse.Namespace, predictor: PosePredictor) -> DrawingOptions:
     return DrawingOptions(
         boxes=not args.no_boxes,
         mask=not args.no_mask,
+        mask_threshold=predictor.cfg.EVAL.MASK_THRESH,
         keypoint_threshold=args.keypoint_threshold,
         heatmaps=args.heatmaps,
     )

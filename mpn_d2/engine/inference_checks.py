@@ -1,8 +1,9 @@
-"""Keys of inference that a system has nothing for, or that do nothing as the others stand."""
+"""Keys of inference out of range, without effect, or that a system has nothing for."""
 
 from __future__ import annotations
 
 import logging
+import math
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -11,6 +12,30 @@ from mpn_d2.config import add_mpn_config
 from mpn_d2.engine.views import build_view_plan
 
 logger = logging.getLogger(__name__)
+
+# Keys of numbers, with the least and the most that they can be.
+RANGES = (
+    ("MODEL.PEAKS.THRESH", 0, 1),
+    ("MODEL.PEAKS.MAX_PER_TYPE", 1, math.inf),
+    ("MODEL.RETINANET.SCORE_THRESH_TEST", 0, 1),
+    ("MODEL.RETINANET.NMS_THRESH_TEST", 0, 1),
+    ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0, 1),
+    ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0, 1),
+    ("MODEL.ASSEMBLER.BOX_SCORE_THRESH", 0, 1),
+    ("TEST.DETECTIONS_PER_IMAGE", 1, math.inf),
+    ("INPUT.MIN_SIZE_TEST", 0, math.inf),
+    ("INPUT.MAX_SIZE_TEST", 1, math.inf),
+    ("EVAL.MASK_THRESH", 0, 1),
+)
+
+
+def check_ranges(cfg: CfgNode) -> None:
+    """Raises a ValueError that names a number of RANGES that is out of it."""
+    for key, least, most in RANGES:
+        value = _value(cfg, key)
+        if not least <= value <= most:
+            allowed = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
+            raise ValueError(f"{key} is {value}: {allowed} is needed")
 
 
 def check_system(cfg: CfgNode) -> None:
@@ -30,6 +55,14 @@ def check_system(cfg: CfgNode) -> None:
         raise ValueError(
             f"EVAL.HEATMAPS is True (--heatmaps), but {name} gives no heatmaps: set it to False"
         )
+
+
+def reads_images(cfg: CfgNode) -> bool:
+    """False for systems of annotations alone (assemblers by themselves)."""
+    name = cfg.MODEL.META_ARCHITECTURE
+    if name not in META_ARCH_REGISTRY:
+        return True
+    return getattr(META_ARCH_REGISTRY.get(name), "reads_images", True)
 
 
 def warn_of_idle_keys(cfg: CfgNode) -> None:

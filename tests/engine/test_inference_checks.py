@@ -10,6 +10,8 @@ import pytest
 
 from mpn_d2.engine.inference_checks import idle_keys
 from mpn_d2.engine.inference_model import check_inference_config
+from mpn_d2.engine.predictor import ImagePredictor
+from mpn_d2.modeling.meta_arch.common import build_box_suppression
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NETWORK = "MultiPoseNet/R_18_small.yaml"
@@ -84,6 +86,24 @@ def test_no_config_has_keys_without_effect(paper_config):
             ["ENSEMBLE.CONFIGS", "['a.yaml']", "ENSEMBLE.WEIGHTS", "['a.pth']"],
             r"TTA\.FUSION maps.*GeneralizedRCNN.*FUSION poses",
         ),
+        (
+            "quick/single_person_drawn.yaml",
+            ["OKS_NMS.MODE", "hard"],
+            "SINGLE_PERSON.ENABLED is True: TTA, .*REFINE.CONFIG: switch them off",
+        ),
+        (NETWORK, ["REFINE.MERGE", "mean"], "REFINE.MERGE is 'mean'; choose one of average"),
+        (NETWORK, ["REFINE.BOX_SCORE_THRESH", "2.0"], "REFINE.BOX_SCORE_THRESH is 2.0"),
+        (NETWORK, ["EVAL.MASK_THRESH", "7.0"], "EVAL.MASK_THRESH is 7.0: 0 to 1 is needed"),
+        (
+            NETWORK,
+            ["ENSEMBLE.CONFIGS", "[1]", "ENSEMBLE.WEIGHTS", "['a.pth']"],
+            r"ENSEMBLE\.CONFIGS is \[1\]: names of files",
+        ),
+        (
+            NETWORK,
+            ["ENSEMBLE.CONFIGS", "['a.yaml']", "ENSEMBLE.WEIGHTS", "[None]"],
+            r"ENSEMBLE\.WEIGHTS is \[None\]: names of files",
+        ),
         (NETWORK, ["INPUT.MAX_SIZE_TEST", "0"], "INPUT.MAX_SIZE_TEST is 0: at least 1 is needed"),
     ],
 )
@@ -92,3 +112,14 @@ def test_what_a_system_cannot_do_is_refused_before_it_is_built(
 ):
     with pytest.raises(ValueError, match=words):
         check_inference_config(paper_config(config, options))
+
+
+def test_boxes_are_suppressed_as_in_the_paper(paper_config):
+    suppression = build_box_suppression(paper_config("MultiPoseNet/R_50.yaml"))
+    assert (suppression.method, suppression.threshold) == ("hard", 0.3)
+
+
+def test_an_assembler_by_itself_is_no_predictor(paper_config):
+    """It says so at once: its annotations are not the mistake."""
+    with pytest.raises(ValueError, match="PoseAssembly takes no images: give the config of a whol"):
+        ImagePredictor(paper_config("MultiPoseNet/Assembler_coco.yaml"), "some.pth")
