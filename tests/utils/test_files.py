@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from mpn_d2.utils.files import JsonListWriter, make_folder, write_text_atomically
+from mpn_d2.utils.files import JsonListWriter, check_file, make_folder, write_text_atomically
 
 
 def test_writes_replaces_and_makes_folders(tmp_path):
@@ -70,3 +70,15 @@ def test_json_list_that_fails_leaves_the_old_file(tmp_path, row):
     with pytest.raises((ValueError, TypeError)), JsonListWriter(path) as writer:
         writer.extend([1, {"a": row}])
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_a_file_that_cannot_be_written_is_told_before(tmp_path):
+    (tmp_path / "file").write_text("old")
+    check_file("--output", tmp_path / "file")
+    check_file("--output", tmp_path / "new" / "a.json")
+    check_file("--output", "a.json")
+    with pytest.raises(ValueError, match=f"--output {tmp_path} is a folder: name a file"):
+        check_file("--output", tmp_path)
+    with pytest.raises(OSError, match="file cannot be made: .*/file is a file"):
+        check_file("--output", str(tmp_path / "file" / "a.json"))
+    assert os.listdir(tmp_path) == ["file"]
