@@ -64,6 +64,19 @@ def test_only_our_package_is_installed(setup_arguments: dict) -> None:
     assert set(packages) == expected, "a folder of mpn_d2 without __init__.py is not installed"
 
 
+def test_every_python_of_the_range_is_named(setup_arguments: dict) -> None:
+    start = "Programming Language :: Python :: "
+    named = [x.removeprefix(start) for x in setup_arguments["classifiers"] if x.startswith(start)]
+    allowed = SpecifierSet(setup_arguments["python_requires"])
+    assert named == [f"3.{minor}" for minor in range(30) if f"3.{minor}.1" in allowed]
+
+
+def test_ci_runs_all_checks() -> None:
+    lines = (REPO / ".ci" / "run").read_text().splitlines()
+    goals = [line.split()[1] for line in lines if line.startswith("make ")]
+    assert goals == ["setup", "lint", "types", "test"]
+
+
 def test_detectron2_is_never_required(setup_arguments: dict) -> None:
     lists = [setup_arguments["install_requires"], *setup_arguments["extras_require"].values()]
     assert not [name for names in lists for name in names if "detectron2" in name]
@@ -247,6 +260,24 @@ def test_stamp_goes_stale(
     assert not tool.is_up_to_date(tmp_path, key), "Detectron2 was removed"
 
 
+def test_other_pins_take_the_place_of_ours(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ours = "numpy==2.4.6\nPyYAML==6.0.3\ntorch==2.15.0\ntorchvision==0.29.2\n"
+    changed = tool.with_pins(ours, ["torch==2.13.0", "torchvision", "pyyaml==6.0.1"])
+    assert changed.splitlines() == ["numpy==2.4.6", "torch==2.13.0", "pyyaml==6.0.1"]
+    assert tool.with_pins(ours, []) == ours
+    seen: list[str] = []
+    monkeypatch.setattr(tool, "fill", lambda *given: seen.append(given[2].read_text()))
+    (tmp_path / tool.OWNED).touch()
+    for given in ([], ["torch==2.13.0"], ["torch==2.13.0"], ["torch==2.14.0"]):
+        tool.complete(tmp_path, "auto", given)
+    assert len(seen) == 3, "the same pins are up to date, others are not"
+    assert seen[0] == (REPO / "constraints.txt").read_text()
+    for text, version in zip(seen[1:], ("2.13.0", "2.14.0")):
+        assert [x for x in text.splitlines() if x.startswith("torch==")] == [f"torch=={version}"]
+
+
 def test_every_key_file_matters(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -314,7 +345,7 @@ def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_make_alone_explains_itself() -> None:
     result = make()
     assert result.returncode == 0
-    for target in ("setup", "demo", "test", "lint", "clean"):
+    for target in ("setup", "demo", "test", "lint", "types", "versions", "clean"):
         assert re.search(rf"^make {target} ", result.stdout, re.MULTILINE), result.stdout
 
 

@@ -15,6 +15,7 @@ import json
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 from mpn_d2.data.limits import read_json_bytes
 from mpn_d2.structures.oks import AREA_OF_BOX
@@ -30,7 +31,7 @@ def cache_folder() -> Path:
     return Path(root).expanduser() / "annotations"
 
 
-def read_json(path: str | os.PathLike) -> tuple[object, str]:
+def read_json(path: str | os.PathLike) -> tuple[Any, str]:
     """The content of a JSON file, packed by gzip or not, and a digest of its bytes.
 
     Raises:

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 from mpn_d2.data.annotation_cache import cache_folder, complete, read_json, store_copy
 from mpn_d2.data.limits import FAR, TOO_FAR, check_image_size, count_person
@@ -377,7 +378,7 @@ def _outside(annotation: dict, size: tuple[int, int]) -> list[tuple[str, int]]:
     return [*found, (POINTS_OUTSIDE, points)] if points else found
 
 
-def are_numbers(values: object, count: int | None = None) -> bool:
+def are_numbers(values: Any, count: int | None = None) -> TypeGuard[Sequence[float]]:
     """Whether these are finite numbers, and so many unless None."""
     try:
         right = count is None or len(values) == count

@@ -122,7 +122,7 @@ def crowd(samples: list[dict], count: int) -> tuple[Candidates, torch.Tensor]:
         group = torch.stack([person["box"] for person in people])
         group[:, ::2] += right - group[:, 0].min()
         boxes.append(group)
-        right = group[:, 2].max()
+        right = float(group[:, 2].max())
         if sum(map(len, boxes)) >= count:
             break
     placed = torch.cat(boxes)[:count]

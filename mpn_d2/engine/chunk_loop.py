@@ -62,7 +62,8 @@ class ChunkTrainingLoop(TrainingLoop):
         self.optimizer.zero_grad()
         chunks = self.bare_model.training_chunks(batch)
         while (losses := self._next(chunks)) is not None:
-            self.scaler.scale(sum(losses.values())).backward()
+            total: Any = sum(losses.values())
+            self.scaler.scale(total).backward()
             self._check(losses, batch)
             for name, loss in losses.items():
                 totals[name] = totals[name] + loss.detach()

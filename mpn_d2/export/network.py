@@ -7,6 +7,7 @@ has lists. Letters: H x W the image as given, P boxes, K keypoint types, M candi
 from __future__ import annotations
 
 import copy
+from typing import Any, cast
 
 import torch
 from detectron2.config import CfgNode
@@ -106,7 +107,8 @@ class ExportNetwork(nn.Module):
         if precision not in PRECISIONS:
             raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
         model = with_exported_matching(model).cpu().eval().requires_grad_(False)
-        model.box2box_transform = _BoxDecoding(model.box2box_transform)
+        decoding = _BoxDecoding(model.box2box_transform)
+        model.box2box_transform = decoding  # type: ignore[assignment]  # as the original, no module
         self.is_half = precision == "fp16"
         if self.is_half:
             for part in (model.backbone, model.head, model.keypoint_head):
@@ -118,7 +120,8 @@ class ExportNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """See the class."""
-        height, width = (torch.as_tensor(side) for side in image.shape[:2])
+        # Tensors: a traced program must not take them for constants.
+        height, width = (cast(Any, torch.as_tensor(side)) for side in image.shape[:2])
         channels_first = image.permute(2, 0, 1)
         if self.min_size > 0:
             size = shorter_side_size(height, width, self.min_size, self.max_size)

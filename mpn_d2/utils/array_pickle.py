@@ -73,7 +73,7 @@ class ArrayUnpickler(pickle._Unpickler):
     def _scalar(self, kind: _Kind, data: Any) -> np.generic:
         return np.frombuffer(_checked(kind, (), data), kind.dtype)[0]
 
-    def _from_buffer(self, data: Any, kind: _Kind, shape: Any, order: str) -> np.ndarray:
+    def _from_buffer(self, data: Any, kind: _Kind, shape: Any, order: Any) -> np.ndarray:
         data = _checked(kind, shape, data)
         return np.frombuffer(data, kind.dtype).reshape(shape, order=order).copy(order=order)
 

@@ -51,7 +51,7 @@ class AnyStrideFPN(FPN):
         }
         super().__init__(FeatureRelay(nominal), in_features, **kwargs)
         strides = [shapes[name].stride for name in in_features]
-        levels = list(self._out_feature_strides)
+        levels: list[str] = list(self._out_feature_strides)
         while len(strides) < len(levels):
             strides.append(2 * strides[-1])
         self._out_feature_strides = dict(zip(levels, strides, strict=True))

@@ -196,7 +196,9 @@ class SequenceTraining:
         chunk: int | None,
     ) -> tuple[_Steps, LSTMState]:
         """Runs LSTM1 until the chunk is full or every image done."""
-        maps, logits, lengths = [], [], [0] * len(images)
+        maps: list[torch.Tensor] = []
+        logits: list[torch.Tensor] = []
+        lengths = [0] * len(images)
         first = images[0].steps
         while not all(image.done for image in images) and len(maps) != chunk:
             written, logit, state = self.decoder.write(seen, state, first + len(maps))
@@ -250,7 +252,8 @@ class SequenceTraining:
             refined.append(sum(p.sum() for p in parameters) * 0)
             losses["loss_sequence_refined"] = self.rules.heatmap_weight * torch.stack(refined).sum()
             layers = zip(*states2, strict=True)
-            state2 = [tuple(map(torch.cat, zip(*layer, strict=True))) for layer in layers]
+            pairs_of_layers = [zip(*layer, strict=True) for layer in layers]
+            state2 = [(torch.cat(hidden), torch.cat(cell)) for hidden, cell in pairs_of_layers]
         return losses, state2
 
     def _stop_loss(self, logits: torch.Tensor, first: int, image: ImageProgress) -> torch.Tensor:
