@@ -188,7 +188,7 @@ def _check_images(images: list[dict], path: str) -> None:
         size = [image["width"], image["height"]]
         if not are_numbers(size) or min(size) <= 0:
             raise ValueError(f"{where} has width and height {size}: give its size in pixels")
-        check_image_size(*size, where)
+        check_image_size(size[0], size[1], where)
         crowding = image.get("crowdIndex")
         if crowding is not None and not (are_numbers([crowding]) and 0 <= crowding <= 1):
             raise ValueError(f"{where} has crowdIndex {crowding!r}: it lies from 0 to 1")

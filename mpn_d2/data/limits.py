@@ -5,6 +5,7 @@ Checked before memory is taken: by an image's header, an annotation's numbers, a
 
 from __future__ import annotations
 
+import gzip
 import math
 import os
 from typing import IO
@@ -50,7 +51,7 @@ def count_person(per_image: dict[int, int], image_id: int, path: str | os.PathLi
         )
 
 
-def read_json_bytes(file: IO[bytes], path: str | os.PathLike) -> bytearray:
+def read_json_bytes(file: IO[bytes] | gzip.GzipFile, path: str | os.PathLike) -> bytearray:
     """All bytes of an open file, which may be packed so well that no memory is enough for them.
 
     Raises:

@@ -152,7 +152,7 @@ def reduce_to_cells(mask: np.ndarray, stride: int) -> np.ndarray:
     """
     height, width = mask.shape
     padded = np.pad(mask, ((0, -height % stride), (0, -width % stride)))
-    counts = np.zeros(padded[::stride, ::stride].shape, np.int32)
+    counts: np.ndarray = np.zeros(padded[::stride, ::stride].shape, np.int32)
     for y in range(stride):
         for x in range(stride):
             counts += padded[y::stride, x::stride]

@@ -225,10 +225,11 @@ class ProgressPrinter(CommonMetricPrinter):
     The time left ("eta") counts iterations at their median time, evaluations come on top.
     """
 
+    logger: Any
+
     def __init__(self, *, title: str, max_iter: int) -> None:
         super().__init__(max_iter)
-        plain: logging.Logger = self.logger
-        self.logger = _ProgressLogger(plain, {"title": title, "max_iter": max_iter})
+        self.logger = _ProgressLogger(self.logger, {"title": title, "max_iter": max_iter})
 
 
 class _ProgressLogger(logging.LoggerAdapter):

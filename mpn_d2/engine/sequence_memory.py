@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -125,8 +126,9 @@ def chunk_bytes(
     kept = SavedBytes()
     with kept.watching(training.decoder):
         for losses in training.chunks(lambda: features, [targets], chunk):
-            sum(losses.values()).backward()
-            del losses
+            total: Any = sum(losses.values())
+            total.backward()
+            del losses, total
     return kept.peak
 
 

@@ -98,7 +98,8 @@ class _Array(np.ndarray):
     def __setstate__(self, state: tuple) -> None:
         shape, kind, fortran, data = state[-4:]
         data = _checked(kind, shape, data)
-        super().__setstate__((1, shape, kind.dtype, bool(fortran), data))
+        state = (1, shape, kind.dtype, bool(fortran), data)
+        super().__setstate__(state)  # type: ignore[arg-type]  # NumPy says bool_ and takes bool
 
 
 def _checked(kind: _Kind, shape: Any, data: Any) -> bytes:

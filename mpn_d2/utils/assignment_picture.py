@@ -195,7 +195,7 @@ def _grid_panel(
     scale = max(1, _PANEL // grid.shape[1])
     box = assignment.boxes[assignment.rated[row]]
     points = assignment.candidates.points[None]
-    cells = person_grid.points_to_cells(points, box[None], tuple(grid.shape[1:]))[0]
+    cells = person_grid.points_to_cells(points, box[None], (grid.shape[1], grid.shape[2]))[0]
     places = _pixels((cells + 0.5) * scale)
     background = grid.amin(dim=(1, 2), keepdim=True)
     return draw_grid(grid - background, scale), places, [4] * len(places)

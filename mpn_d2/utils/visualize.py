@@ -201,7 +201,7 @@ class _Canvas(Visualizer):
                 f"{skeleton.num_keypoints}: draw them with their own skeleton"
             )
         for i in areas.argsort(descending=True, stable=True).tolist():
-            rules = skeleton.keypoint_connection_rules
+            rules: list = skeleton.keypoint_connection_rules
             if numbers is not None:
                 red, green, blue = (255 * c for c in track_color(numbers[i]))
                 color = (red, green, blue)

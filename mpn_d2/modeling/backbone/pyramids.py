@@ -7,6 +7,7 @@ Feature names: k2..k5 (keypoints), p3..p7 (persons).
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,8 @@ class AnyStrideFPN(FPN):
     and built by level and upsamples to the size that the next level really has.
     """
 
+    _out_feature_strides: dict[str, int]
+
     def __init__(self, shapes: dict[str, ShapeSpec], in_features: list[str], **kwargs):
         finest = shapes[in_features[0]].stride
         nominal = {
@@ -51,7 +54,7 @@ class AnyStrideFPN(FPN):
         }
         super().__init__(FeatureRelay(nominal), in_features, **kwargs)
         strides = [shapes[name].stride for name in in_features]
-        levels: list[str] = list(self._out_feature_strides)
+        levels = list(self._out_feature_strides)
         while len(strides) < len(levels):
             strides.append(2 * strides[-1])
         self._out_feature_strides = dict(zip(levels, strides, strict=True))
@@ -112,7 +115,11 @@ class PosePyramids(Backbone):
                     "MODEL.RESNETS.OUT_FEATURES to all features that MODEL.POSE_FPN names"
                 )
         last = person_in_features[-1] if person_in_features else None
-        common = {"out_channels": out_channels, "norm": norm, "fuse_type": fuse_type}
+        common: dict[str, Any] = {
+            "out_channels": out_channels,
+            "norm": norm,
+            "fuse_type": fuse_type,
+        }
         top_block = None
         if last is not None:
             top_block = LastLevelP6P7(shapes[last].channels, out_channels, in_feature=last)

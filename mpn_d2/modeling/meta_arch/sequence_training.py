@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -237,9 +238,8 @@ class SequenceTraining:
                 if own2 is not None:
                     scores = logits[[t for t, _ in pairs]]
                     order = order_people(self.rules.order, chosen, scores, self.rules.tau)
-                    again, own2 = rewrite(
-                        self.decoder, seen[place : place + 1], chosen[order], own2
-                    )
+                    decoder: Any = self.decoder  # one that has LSTM2
+                    again, own2 = rewrite(decoder, seen[place : place + 1], chosen[order], own2)
                     refined.append(self._heatmap_loss(again, [targets[i] for i in order], image))
             states2.append(own2)
         losses = {
@@ -249,7 +249,8 @@ class SequenceTraining:
         if state2 is not None:
             # Weights of a network that nobody was handed to stay in the graph, for DDP.
             parameters = [*self.decoder.lstm2.parameters(), *self.decoder.maps2.parameters()]
-            refined.append(sum(p.sum() for p in parameters) * 0)
+            untouched: Any = sum(p.sum() for p in parameters)
+            refined.append(untouched * 0)
             losses["loss_sequence_refined"] = self.rules.heatmap_weight * torch.stack(refined).sum()
             layers = zip(*states2, strict=True)
             pairs_of_layers = [zip(*layer, strict=True) for layer in layers]
