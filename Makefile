@@ -150,5 +150,5 @@ tried:
 	$(RUN) tools/try_versions.py
 
 clean:
-	rm -rf output build dist mpn_d2.egg-info .pytest_cache .ruff_cache
+	rm -rf output build dist mpn_d2.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find mpn_d2 tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
