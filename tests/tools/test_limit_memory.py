@@ -63,7 +63,7 @@ def test_what_is_written_can_be_read_and_scored(tmp_path):
     assert set(evaluator.score_rows(found.rows)) == {"bbox", "keypoints"}
 
 
-def test_page_shows_the_figures_and_the_limits(tool):
+def test_page_names_the_limits_and_bounds():
     text = PAGE.read_text()
     for number in (limits.MOST_SIDE, limits.MOST_PEOPLE, limits.MOST_JSON_BYTES):
         assert f"{number:,}" in text
@@ -71,13 +71,18 @@ def test_page_shows_the_figures_and_the_limits(tool):
     assert f"1 GiB and {memory.BYTES_PER_PIXEL} bytes a pixel" in " ".join(text.split())
     of_json = f"1 GiB and {memory.BYTES_PER_JSON_BYTE} bytes for each byte"
     assert of_json in " ".join(text.split()) and memory.BASE_MIB == 1024
+
+
+def test_page_shows_the_figures_and_they_keep_the_bounds(tool):
     results = read_results(tool.RESULTS)
+    if not results:
+        pytest.skip("no figures yet: make limits measures them")
     for name, table in tool.tables(results).items():
-        assert f"<!-- table {name} -->\n{table}\n<!-- end {name} -->" in text, name
+        assert f"<!-- table {name} -->\n{table}\n<!-- end {name} -->" in PAGE.read_text(), name
     metrics = results["metrics"]
     promised = tool.bounds(metrics)
     assert len(promised) == 6 and all(metrics[key] <= most for key, most in promised.items())
-    # The video's length, and nothing else, may cost nothing.
+    # A video costs no more for being longer.
     short, long = (v for k, v in metrics.items() if k.startswith("peak_mib/video"))
     assert long < short + 64
 
