@@ -33,7 +33,7 @@ MIB = 2**20
 BASE_MIB = 1024
 # On top of that: bytes for each pixel of an image that is read, predicted, drawn and written; and
 # for each byte of a JSON file of annotations or results.
-BYTES_PER_PIXEL = 40
+BYTES_PER_PIXEL = 32
 BYTES_PER_JSON_BYTE = 16
 # Frame of the measured video, (H, W) pixels, and people in an image of annotations or results.
 _FRAME, _GROUP = (96, 128), 4
