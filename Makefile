@@ -6,6 +6,8 @@ VENV ?= .venv
 PYTHON ?= python3
 # auto | registry | official: see tools/install_detectron2.py
 DETECTRON2 ?= auto
+# Other versions than those of constraints.txt, NAME==VERSION; a NAME alone: any that fits.
+PINS ?=
 # Passed on to pytest, e.g. make test ARGS="-k codec"
 ARGS ?=
 # Processes of the tests, each with OMP_NUM_THREADS threads.
@@ -31,7 +33,8 @@ endif
 RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PY)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo synthetic ablation regression assembly inference performance unified docs fuzz test lint clean
+.PHONY: help setup demo synthetic ablation regression assembly inference performance unified limits docs fuzz test \
+	lint types versions tried clean
 
 help:
 	@echo 'make setup      the environment ($(VENV)): torch, Detectron2, mpn_d2; repeating is quick'
@@ -47,6 +50,9 @@ help:
 	@echo 'make fuzz       1,000 broken or hostile inputs of each kind (half an hour)'
 	@echo 'make test       all tests, on CPU (ARGS="..." goes to pytest)'
 	@echo 'make lint       ruff: format and rules'
+	@echo 'make types      mypy over the package'
+	@echo 'make limits     memory of the largest inputs, figures into docs/limits.md (minutes)'
+	@echo 'make versions   a quick part of the tests with other versions: TORCH=2.13.0 PYTHON=python3.12'
 	@echo 'make clean      remove output, caches and build folders, not the environment'
 	@echo
 	@echo 'VENV=path        another environment (made where missing, else only added to)'
@@ -67,7 +73,8 @@ setup:
 	      "Install one, or name it: make setup PYTHON=/path/to/python3.12" >&2; exit 1; \
 	  fi; \
 	fi; \
-	"$$python" tools/setup_environment.py "$(VENV)" --detectron2 "$(DETECTRON2)"
+	"$$python" tools/setup_environment.py "$(VENV)" --detectron2 "$(DETECTRON2)" \
+	  $(if $(PINS),--pins $(PINS))
 
 demo: setup
 	OMP_NUM_THREADS=$(DEMO_THREADS) $(RUN) tools/make_demo.py --output output/demo
@@ -126,6 +133,22 @@ lint: setup
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 
+types: setup
+	$(RUN) -m mypy
+
+limits: setup
+	$(RUN) tools/limits.py
+
+# In an environment of its own (GB to download), kept in MPN_RUNS; the result goes into
+# docs/versions.md. Without TORCH the pinned one, with another PYTHON.
+TRIED = $(MPN_RUNS)/versions/$(notdir $(PYTHON))$(if $(TORCH),-torch-$(TORCH))
+versions:
+	$(MAKE) setup VENV="$(TRIED)" PINS="$(if $(TORCH),torch==$(TORCH) torchvision)"
+	$(MAKE) tried VENV="$(TRIED)"
+
+tried:
+	$(RUN) tools/try_versions.py
+
 clean:
-	rm -rf output build dist mpn_d2.egg-info .pytest_cache .ruff_cache
+	rm -rf output build dist mpn_d2.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find mpn_d2 tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,8 @@
 """Builds `mpn_d2`: the package alone, its configs inside it, no top-level `tools`.
 
-The tests ran with one set of versions alone: torch 2.15.0, torchvision 0.29.2, numpy 2.4.6 on
-Python 3.11 (all of them: constraints.txt). The lower bounds below, and other Pythons, were not run.
+All tests ran with one set of versions alone: torch 2.15.0, torchvision 0.29.2, numpy 2.4.6 on
+Python 3.11 (all of them: constraints.txt). docs/versions.md says what else was tried (make
+versions); lower bounds that it does not name were not run.
 Detectron2 is not listed: it is not on the package index under its own name;
 tools/install_detectron2.py gets it.
 """
@@ -29,7 +30,7 @@ REQUIREMENTS = [
 ]
 
 EXTRAS = {
-    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "hypothesis>=6.100"],
+    "test": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.6", "mypy>=2.4", "hypothesis>=6.100"],
     # Files for other runtimes (tools/export_model.py).
     "export": ["onnx>=1.17", "onnxruntime>=1.20"],
     # Weights in HDF5 files (tools/convert_checkpoint.py); the tests need both.
@@ -102,6 +103,10 @@ if __name__ == "__main__":
         packages=find_packages(include=["mpn_d2", "mpn_d2.*"]),
         package_data={"mpn_d2": ["weights/*"], "mpn_d2.data": ["layouts/*"]},
         python_requires=">=3.11,<3.14",
+        classifiers=[
+            "Operating System :: POSIX :: Linux",
+            *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
+        ],
         install_requires=REQUIREMENTS + opencv_requirement(),
         extras_require=EXTRAS,
         entry_points={

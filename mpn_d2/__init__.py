@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 
-if importlib.util.find_spec("detectron2") is None:
-    raise ImportError(
-        "mpn_d2 needs Detectron2, which is not on PyPI under its own name: run "
-        "`python tools/install_detectron2.py` (no compiler needed), or install "
-        "github.com/facebookresearch/detectron2"
-    )
+# While `python -m` looks for a module, its argv begins with "-m". The doctor is to answer where
+# what the rest of the package needs is missing.
+_DOCTOR_ALONE = sys.argv[:1] == ["-m"] and any(
+    argument.endswith("mpn_d2.doctor") for argument in sys.orig_argv
+)
 
-from mpn_d2 import modeling
-from mpn_d2.config import add_mpn_config
-from mpn_d2.config_files import get_config
+if not _DOCTOR_ALONE:
+    if importlib.util.find_spec("detectron2") is None:
+        raise ImportError(
+            "mpn_d2 needs Detectron2, which is not on PyPI under its own name: run "
+            "`python tools/install_detectron2.py` (no compiler needed), or install "
+            "github.com/facebookresearch/detectron2"
+        )
+    from mpn_d2 import modeling
+    from mpn_d2.config import add_mpn_config
+    from mpn_d2.config_files import get_config
 
 __version__ = "0.1.0"
 

@@ -149,7 +149,7 @@ def _explain_value(error: Exception) -> str:
 
 
 def _all_keys(cfg: CN, prefix: str = "") -> list[str]:
-    keys = []
+    keys: list[str] = []
     for name, value in cfg.items():
         keys += _all_keys(value, f"{prefix}{name}.") if isinstance(value, CN) else [prefix + name]
     return keys

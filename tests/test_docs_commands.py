@@ -134,6 +134,8 @@ def test_command_is_understood(page, command, monkeypatch):
         check_training(words[1:], monkeypatch)
     elif "train_net.py" in words:  # python, torchrun or srun before it
         check_training(words[words.index("train_net.py") + 1 :], monkeypatch)
+    elif words[:2] == ["python", "-m"]:
+        assert importlib.util.find_spec(words[2]) is not None, f"docs/{page} names {words[2]}"
     elif words[:2] == ["python", "-c"]:
         compile(words[2], page, "exec")
     else:

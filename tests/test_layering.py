@@ -53,6 +53,7 @@ ALLOWED = {
         "speed_keys",
     },
     "config_files": {"config"},
+    "doctor": set(),
     "engine_keys": set(),
     "inference_keys": set(),
     "rcnn_keys": set(),

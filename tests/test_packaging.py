@@ -11,8 +11,10 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -60,6 +62,19 @@ def test_only_our_package_is_installed(setup_arguments: dict) -> None:
     folders = {path.parent for path in (REPO / "mpn_d2").rglob("*.py")}
     expected = {".".join(folder.relative_to(REPO).parts) for folder in folders}
     assert set(packages) == expected, "a folder of mpn_d2 without __init__.py is not installed"
+
+
+def test_every_python_of_the_range_is_named(setup_arguments: dict) -> None:
+    start = "Programming Language :: Python :: "
+    named = [x.removeprefix(start) for x in setup_arguments["classifiers"] if x.startswith(start)]
+    allowed = SpecifierSet(setup_arguments["python_requires"])
+    assert named == [f"3.{minor}" for minor in range(30) if f"3.{minor}.1" in allowed]
+
+
+def test_ci_runs_all_checks() -> None:
+    lines = (REPO / ".ci" / "run").read_text().splitlines()
+    goals = [line.split()[1] for line in lines if line.startswith("make ")]
+    assert goals == ["setup", "lint", "types", "test"]
 
 
 def test_detectron2_is_never_required(setup_arguments: dict) -> None:
@@ -128,27 +143,85 @@ def test_wheel_holds_the_package_and_its_configs(tmp_path: Path) -> None:
     assert any(name.endswith("LICENSE") for name in names)
 
 
-def test_source_distribution_makes_the_same_wheel(tmp_path: Path) -> None:
-    """Unpacked elsewhere, without this repository, it builds the package with every config."""
-    copy = tmp_path / "copy"
-    ignored = shutil.ignore_patterns("__pycache__", ".git", "output", "build", "*.egg-info", "docs")
+@pytest.fixture(scope="module")
+def wheel_of_the_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made from the source distribution, unpacked elsewhere, without this repository."""
+    folder = tmp_path_factory.mktemp("source")
+    copy = folder / "copy"
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "output", "build", "*.egg-info", "docs")
     shutil.copytree(REPO, copy, ignore=ignored, symlinks=True)
-    code = f"import setuptools.build_meta as b; print(b.build_sdist({str(tmp_path)!r}))"
+    code = f"import setuptools.build_meta as b; print(b.build_sdist({str(folder)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=copy, capture_output=True)
-    [archive] = tmp_path.glob("mpn_d2-*.tar.gz")
+    shutil.rmtree(copy)
+    [archive] = folder.glob("mpn_d2-*.tar.gz")
     with tarfile.open(archive) as packed:
-        packed.extractall(tmp_path / "unpacked", filter="data")
-    [unpacked] = (tmp_path / "unpacked").iterdir()
+        packed.extractall(folder / "unpacked", filter="data")
+    [unpacked] = (folder / "unpacked").iterdir()
     for name in ("LICENSE", "CHANGELOG.md", "CITATION.cff", "README.md"):
         assert (unpacked / name).is_file(), name
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "-w", str(tmp_path), str(unpacked)], check=True)
-    [wheel] = tmp_path.glob("*.whl")
-    names = set(zipfile.ZipFile(wheel).namelist())
+    subprocess.run([*command, "-w", str(folder), str(unpacked)], check=True)
+    [wheel] = folder.glob("*.whl")
+    return wheel
+
+
+def test_source_distribution_makes_the_same_wheel(wheel_of_the_source: Path) -> None:
+    """With every config, all weights and layouts."""
+    names = set(zipfile.ZipFile(wheel_of_the_source).namelist())
     configs = {f"mpn_d2/{path.relative_to(REPO)}" for path in (REPO / "configs").rglob("*.yaml")}
     data = [*(REPO / "mpn_d2" / "weights").iterdir(), *(REPO / "mpn_d2/data/layouts").iterdir()]
     assert configs and configs <= names
     assert {str(path.relative_to(REPO)) for path in data} <= names
+
+
+@pytest.fixture(scope="module")
+def installed(
+    wheel_of_the_source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """installed(program of bin/, *arguments): runs it in a new environment that has the wheel.
+
+    What the package needs is this environment's: a path to it, so that nothing is downloaded and
+    no editable install of mpn_d2 comes with it.
+    """
+    folder = tmp_path_factory.mktemp("clean")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    python = folder / "venv" / "bin" / "python"
+    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
+    ours = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    Path(packages.stdout.strip(), "needed.pth").write_text("\n".join(sorted(ours)))
+    command = [sys.executable, "-m", "pip", "--python", python, "install", "-q"]
+    offline = ["--no-deps", "--no-index", "--ignore-installed"]
+    subprocess.run([*command, *offline, wheel_of_the_source], check=True)
+
+    def run(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        command = [str(python.parent / program), *arguments]
+        return subprocess.run(command, cwd=folder, env=kept, capture_output=True, text=True)
+
+    return run
+
+
+def test_installed_wheel_runs_without_the_repository(installed: Callable) -> None:
+    """The doctor imports the package there, finds its configs and weights, and is content."""
+    done = installed("python", "-m", "mpn_d2.doctor")
+    assert done.returncode == 0, done.stdout + done.stderr
+    [line] = [x for x in done.stdout.splitlines() if " mpn_d2: " in x]
+    assert line.split()[0] == "ok" and line.endswith("/clean0/venv/lib/" + _packages())
+    assert "bundled photographs: in the repository alone" in done.stdout
+    assert "make setup" not in done.stdout and str(REPO / "mpn_d2") not in done.stdout
+    assert done.stdout.endswith("mpn_d2 can run here\n")
+
+
+def _packages() -> str:
+    return f"python{sys.version_info[0]}.{sys.version_info[1]}/site-packages/mpn_d2"
+
+
+def test_installed_command_finds_configs_by_name(installed: Callable) -> None:
+    done = installed("mpn-train", "--config-file", "MultiPoseNet/R_5.yaml")
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()[-1:]
+    assert "no config of mpn_d2; near:" in line and "MultiPoseNet/R_50.yaml" in line
 
 
 # ----------------------------------------------------------------------- setup_environment
@@ -185,6 +258,24 @@ def test_stamp_goes_stale(
     stamp(tool, tmp_path)
     monkeypatch.setattr(tool.installer, "find_detectron2", lambda: None)
     assert not tool.is_up_to_date(tmp_path, key), "Detectron2 was removed"
+
+
+def test_other_pins_take_the_place_of_ours(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ours = "numpy==2.4.6\nPyYAML==6.0.3\ntorch==2.15.0\ntorchvision==0.29.2\n"
+    changed = tool.with_pins(ours, ["torch==2.13.0", "torchvision", "pyyaml==6.0.1"])
+    assert changed.splitlines() == ["numpy==2.4.6", "torch==2.13.0", "pyyaml==6.0.1"]
+    assert tool.with_pins(ours, []) == ours
+    seen: list[str] = []
+    monkeypatch.setattr(tool, "fill", lambda *given: seen.append(given[2].read_text()))
+    (tmp_path / tool.OWNED).touch()
+    for given in ([], ["torch==2.13.0"], ["torch==2.13.0"], ["torch==2.14.0"]):
+        tool.complete(tmp_path, "auto", given)
+    assert len(seen) == 3, "the same pins are up to date, others are not"
+    assert seen[0] == (REPO / "constraints.txt").read_text()
+    for text, version in zip(seen[1:], ("2.13.0", "2.14.0")):
+        assert [x for x in text.splitlines() if x.startswith("torch==")] == [f"torch=={version}"]
 
 
 def test_every_key_file_matters(
@@ -254,7 +345,7 @@ def make(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_make_alone_explains_itself() -> None:
     result = make()
     assert result.returncode == 0
-    for target in ("setup", "demo", "test", "lint", "clean"):
+    for target in ("setup", "demo", "test", "lint", "types", "versions", "clean"):
         assert re.search(rf"^make {target} ", result.stdout, re.MULTILINE), result.stdout
 
 

@@ -2,11 +2,13 @@
 """Makes or completes the Python environment of this repository: what `make setup` runs.
 
     python tools/setup_environment.py ENVIRONMENT [--detectron2 auto|official|registry]
+        [--pins NAME==VERSION | NAME ...]
 
 An environment that does not exist is created and holds the exact versions of constraints.txt; the
 repository's own .venv also gets mpn_d2 itself, editable. One that somebody else made is only added
 to: what it has stays at its version (a version outside the ranges of setup.py is an error), and
 mpn_d2 is not installed there, so that several clones can share it (the Makefile sets PYTHONPATH).
+--pins takes other versions than constraints.txt has (a name alone: any that fits).
 A stamp in the environment makes a repeat quick. Standard library only; runs on any Python from 3.7
 far enough to say that it is too old.
 """
@@ -100,9 +102,9 @@ def requirements() -> list[str]:
     return json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def current_key(environment: Path, source: str) -> str:
+def current_key(environment: Path, source: str, pins: Sequence[str] = ()) -> str:
     """Hash of everything that decides what setup does."""
-    digest = hashlib.sha256(f"{sys.version} {source}".encode())
+    digest = hashlib.sha256(" ".join([sys.version, source, *pins]).encode())
     if _is_own_venv(environment):
         digest.update(os.fsencode(ROOT))  # the editable install points here
     for name in KEY_FILES:
@@ -143,6 +145,13 @@ def kept_versions() -> str:
         if name and distribution.version:
             pins[_normal(name)] = distribution.version
     return "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()))
+
+
+def with_pins(constraints: str, pins: Sequence[str]) -> str:
+    """Lines of constraints with these in the place of those of the same names."""
+    names = {_normal(pin.partition("==")[0]) for pin in pins}
+    kept = [x for x in constraints.splitlines() if _normal(x.partition("==")[0]) not in names]
+    return "".join(f"{line}\n" for line in [*kept, *(pin for pin in pins if "==" in pin)])
 
 
 def _normal(name: str) -> str:
@@ -188,10 +197,10 @@ def fill(environment: Path, source: str, constraints: Path) -> None:
         say("4/4 mpn_d2 is not installed here: the Makefile's targets find it by PYTHONPATH")
 
 
-def complete(environment: Path, source: str) -> None:
+def complete(environment: Path, source: str, pins: Sequence[str] = ()) -> None:
     """Brings an existing environment to the state that the stamp stands for."""
     installer.check_python()
-    key = current_key(environment, source)
+    key = current_key(environment, source, pins)
     if is_up_to_date(environment, key):
         say(f"{environment} is up to date")
         return
@@ -199,9 +208,11 @@ def complete(environment: Path, source: str) -> None:
     stamp.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="mpn_d2_") as folder:
         constraints = ROOT / "constraints.txt"
-        if not (environment / OWNED).is_file():
+        owned = (environment / OWNED).is_file()
+        if pins or not owned:
+            text = constraints.read_text() if owned else kept_versions()
             constraints = Path(folder, "constraints.txt")
-            constraints.write_text(kept_versions())
+            constraints.write_text(with_pins(text, pins))
         fill(environment, source, constraints)
     importlib.invalidate_caches()
     versions = {name: _version(name) for name in requirements()}
@@ -218,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("environment", type=Path)
     parser.add_argument("--detectron2", choices=("auto", "official", "registry"), default="auto")
+    parser.add_argument("--pins", nargs="+", default=[], metavar="NAME[==VERSION]")
     options = parser.parse_args(arguments)
     environment = Path(os.path.abspath(options.environment.expanduser()))
     python = environment / "bin" / "python"
@@ -226,8 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             create(environment)
         if Path(sys.prefix).resolve() != environment.resolve():
             command = [python, __file__, environment, "--detectron2", options.detectron2]
+            command += ["--pins", *options.pins] if options.pins else []
             return subprocess.run([str(part) for part in command]).returncode
-        complete(environment, options.detectron2)
+        complete(environment, options.detectron2, options.pins)
     except (installer.InstallError, OSError) as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1

@@ -15,7 +15,9 @@ _KNOWN = (
     ((3, 8, 36, 3), True),
 )
 # To the depth: these convolutions, the stem and the classifier.
-DEPTHS = {(blocks, deep): sum(blocks) * (3 if deep else 2) + 2 for blocks, deep in _KNOWN}
+DEPTHS: dict[tuple[tuple[int, ...], bool], int] = {
+    (blocks, deep): sum(blocks) * (3 if deep else 2) + 2 for blocks, deep in _KNOWN
+}
 # ImageNet's, of images in 0 to 255.
 RGB_MEAN, RGB_STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 

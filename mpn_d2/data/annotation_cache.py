@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
+from mpn_d2.data.limits import read_json_bytes
 from mpn_d2.structures.oks import AREA_OF_BOX
 
 _GZIP_START = b"\x1f\x8b"
@@ -28,17 +31,19 @@ def cache_folder() -> Path:
     return Path(root).expanduser() / "annotations"
 
 
-def read_json(path: str | os.PathLike) -> tuple[object, str]:
+def read_json(path: str | os.PathLike) -> tuple[Any, str]:
     """The content of a JSON file, packed by gzip or not, and a digest of its bytes.
 
     Raises:
-        ValueError: it is no JSON, or the packed file is broken.
+        ValueError: it is no JSON, larger than MOST_JSON_BYTES, or the packed file is broken.
     """
-    data = Path(path).read_bytes()
+    with open(path, "rb") as file:
+        data = read_json_bytes(file, path)
     digest = hashlib.sha256(data).hexdigest()[:20]
     if data.startswith(_GZIP_START):
         try:
-            data = gzip.decompress(data)
+            with gzip.open(io.BytesIO(data)) as file:
+                data = read_json_bytes(file, path)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is a broken gzip file: {error}") from error
     try:

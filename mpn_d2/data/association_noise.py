@@ -43,7 +43,7 @@ class Noise:
         node = cfg.INPUT.NOISE
         return cls(node.BOX, node.MISSING, node.FALSE, node.POSITION)
 
-    def scaled(self, factors: Sequence[float]) -> Noise:
+    def scaled(self, factors: Sequence[float] | np.ndarray) -> Noise:
         """Each kind times a factor of its own."""
         box, missing, false, position = factors
         return Noise(

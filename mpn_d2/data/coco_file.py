@@ -12,15 +12,14 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeGuard
 
 from mpn_d2.data.annotation_cache import cache_folder, complete, read_json, store_copy
+from mpn_d2.data.limits import FAR, TOO_FAR, check_image_size, count_person
 
 PERSON = "person"
 # Files give rounded boxes; one that reaches this far outside its image (pixels) is as it should be.
 _SLACK = 1.0
-# Boxes and polygons that reach further (pixels) are mistakes; pycocotools would walk all the way.
-_FAR = 1e5
-_TOO_FAR = f"it must lie within {_FAR:,.0f} pixels: give the pixels of its image"
 # What is counted, by the words that the log has for it.
 CLIPPED = "boxes reach outside their image (clipped)"
 OUTSIDE = "boxes have no area inside their image (left out of training)"
@@ -189,6 +188,7 @@ def _check_images(images: list[dict], path: str) -> None:
         size = [image["width"], image["height"]]
         if not are_numbers(size) or min(size) <= 0:
             raise ValueError(f"{where} has width and height {size}: give its size in pixels")
+        check_image_size(size[0], size[1], where)
         crowding = image.get("crowdIndex")
         if crowding is not None and not (are_numbers([crowding]) and 0 <= crowding <= 1):
             raise ValueError(f"{where} has crowdIndex {crowding!r}: it lies from 0 to 1")
@@ -259,7 +259,7 @@ def _check_people(people: list[dict], images: list[dict], path: str) -> dict:
             crowds += 1
         elif keypoints and any(keypoints[2::3]):
             labelled += 1
-        per_image[image_id] = per_image.get(image_id, 0) + 1
+        count_person(per_image, image_id, path)
         size = sizes.get(image_id)
         short = _check_mask(annotation.get("segmentation"), size, where)
         if short:
@@ -291,8 +291,8 @@ def _check_box(box: object, where: str) -> None:
             f"{where} has bbox {box!r}: give four finite numbers x, y, width, height, "
             "no size negative"
         )
-    if max(abs(box[0]), abs(box[1]), abs(box[0] + box[2]), abs(box[1] + box[3])) > _FAR:
-        raise ValueError(f"{where} has bbox {box!r}: {_TOO_FAR}")
+    if max(abs(box[0]), abs(box[1]), abs(box[0] + box[2]), abs(box[1] + box[3])) > FAR:
+        raise ValueError(f"{where} has bbox {box!r}: {TOO_FAR}")
 
 
 def _check_area_and_crowd(annotation: dict, where: str) -> None:
@@ -351,8 +351,8 @@ def _check_mask(segmentation: object, size: tuple[int, int] | None, where: str) 
         )
     if not all(map(are_numbers, segmentation)):
         raise ValueError(f"{where} has a polygon that is no list of finite numbers x, y, ...")
-    if any(polygon and max(max(polygon), -min(polygon)) > _FAR for polygon in segmentation):
-        raise ValueError(f"{where} has a polygon with a point too far away: {_TOO_FAR}")
+    if any(polygon and max(max(polygon), -min(polygon)) > FAR for polygon in segmentation):
+        raise ValueError(f"{where} has a polygon with a point too far away: {TOO_FAR}")
     # As Detectron2's loader, which takes the others.
     return sum(len(polygon) < 6 or len(polygon) % 2 != 0 for polygon in segmentation)
 
@@ -378,7 +378,7 @@ def _outside(annotation: dict, size: tuple[int, int]) -> list[tuple[str, int]]:
     return [*found, (POINTS_OUTSIDE, points)] if points else found
 
 
-def are_numbers(values: object, count: int | None = None) -> bool:
+def are_numbers(values: Any, count: int | None = None) -> TypeGuard[Sequence[float]]:
     """Whether these are finite numbers, and so many unless None."""
     try:
         right = count is None or len(values) == count

@@ -36,7 +36,8 @@ def sample_color(draws: Draws) -> Color:
     """Any colour: bright, dull, dark or light."""
     value = draws.uniform(25, 250)
     tint = draws.choice((0.15, 0.5, 0.9))
-    return tuple(int(value * (1 - tint * draws.uniform())) for _ in range(3))
+    red, green, blue = (int(value * (1 - tint * draws.uniform())) for _ in range(3))
+    return red, green, blue
 
 
 def sample_look(draws: Draws) -> Look:
@@ -65,8 +66,10 @@ def shaded(color: Color, depth: float) -> Color:
 
 def scaled(color: Color, factor: float) -> Color:
     """Brighter or darker."""
-    return tuple(min(int(c * factor), 255) for c in color)
+    red, green, blue = (min(int(c * factor), 255) for c in color)
+    return red, green, blue
 
 
 def _varied(draws: Draws, color: Color, amount: int) -> Color:
-    return tuple(min(max(c + draws.integer(-amount, amount), 0), 255) for c in color)
+    red, green, blue = (min(max(c + draws.integer(-amount, amount), 0), 255) for c in color)
+    return red, green, blue

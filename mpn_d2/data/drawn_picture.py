@@ -6,7 +6,7 @@ order, by any number of processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -183,7 +183,7 @@ def _keypoints(person: Person, number: int, who: np.ndarray) -> list[float]:
     return keypoints
 
 
-def _annotation(mask: np.ndarray, keypoints: list[float], person: Person | None) -> dict:
+def _annotation(mask: np.ndarray, keypoints: Sequence[float], person: Person | None) -> dict:
     """`person` is None for a crowd."""
     rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
     annotation = {

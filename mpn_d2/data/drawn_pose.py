@@ -189,7 +189,8 @@ def _arm_angles(
         else:
             flexion, spread = draws.around(0, 25), draws.around(75, 30)
             elbow, inward = draws.around(30, 30), draws.around(-20, 70)
-    return tuple(math.radians(a) for a in (flexion, spread, max(elbow, 0), inward))
+    radians = math.radians
+    return radians(flexion), radians(spread), radians(max(elbow, 0)), radians(inward)
 
 
 def _project(

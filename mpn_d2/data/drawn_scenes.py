@@ -74,6 +74,11 @@ def _draw_thing(draws: Draws, image: np.ndarray) -> None:
             _fill(image, _box(*(low + rim), *(high - rim)), sample_color(draws))
 
 
+def _darker(color: Color) -> Color:
+    red, green, blue = (c * 3 // 4 for c in color)
+    return red, green, blue
+
+
 def sample_occluder(
     draws: Draws, size: tuple[int, int], box: tuple[float, float, float, float]
 ) -> list[tuple[np.ndarray, Color]]:
@@ -89,7 +94,7 @@ def sample_occluder(
         low = min(float(size[0] + 1), y2 + 0.1 * height)
         shapes = [(_box(x - reach, top, x + reach, top + thick), color)]
         if draws.chance(0.5):  # closed below, a counter
-            dark = tuple(c * 3 // 4 for c in color)
+            dark = _darker(color)
             shapes.append((_box(x - 0.95 * reach, top + thick, x + 0.95 * reach, low), dark))
         else:
             leg = reach * 0.06 + 1
@@ -98,7 +103,7 @@ def sample_occluder(
         return shapes
     if kind == "pole":
         half = width * draws.uniform(0.04, 0.16) + 1
-        shade = tuple(c * 3 // 4 for c in color)
+        shade = _darker(color)
         return [
             (_box(x - half, -1, x + half, size[0] + 1), shade),
             (_box(x - 0.5 * half, -1, x + half, size[0] + 1), color),

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import warnings
+from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, ImageOps
+
+from mpn_d2.data.limits import check_image_size, most_pixels
 
 _LARGEST_8_BIT = 2**8 - 1
 _LARGEST_16_BIT = 2**16 - 1
@@ -42,25 +47,44 @@ def read_pose_image(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, is larger than Pillow's limit of 179 megapixels or has
-            another size than annotated; one line with file and id.
+        ValueError: it cannot be read, is larger than the limits (`mpn_d2.data.limits`: 179
+            megapixels) or has another size than annotated; one line with file and id.
     """
     where = f"image {os.fspath(file_name)}"
     if image_id is not None:
         where += f" (image_id {image_id})"
-    try:
-        with PathManager.open(os.fspath(file_name), "rb") as file:
-            image = Image.open(file)
+    with contextlib.ExitStack() as stack:
+        with _faults_named(where):
+            file = stack.enter_context(PathManager.open(os.fspath(file_name), "rb"))
+            image = _header(file)
+        # Before the pixels are unpacked.
+        check_image_size(*image.size, where)
+        with _faults_named(where):
             image.load()
+    return convert_PIL_to_numpy(_eight_bits(_turned(image, size, where), where), image_format)
+
+
+@contextlib.contextmanager
+def _faults_named(where: str) -> Iterator[None]:
+    """What goes wrong while a file is read, as one line."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{where} not found") from error
     except Image.DecompressionBombError as error:
-        limit = round(2 * Image.MAX_IMAGE_PIXELS / 1e6)
+        limit = round(most_pixels() / 1e6)
         raise ValueError(f"{where} is larger than {limit} megapixels: reduce it") from error
     except Exception as error:  # Pillow raises very different ones for broken files
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{where} cannot be read: {reason}") from error
-    return convert_PIL_to_numpy(_eight_bits(_turned(image, size, where), where), image_format)
+
+
+def _header(file: IO[bytes]) -> Image.Image:
+    """The picture in a file, not unpacked yet."""
+    with warnings.catch_warnings():
+        # Pillow's, of a size that is half the limit.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(file)
 
 
 def _turned(image: Image.Image, size: tuple[int, int] | None, where: str) -> Image.Image:
@@ -87,10 +111,15 @@ def _eight_bits(image: Image.Image, where: str) -> Image.Image:
         )
     if not image.mode.startswith("I"):
         return image
-    values = np.asarray(image).astype(np.int64)
+    values = np.asarray(image)
     if values.min() < 0 or values.max() > _LARGEST_16_BIT:
         raise ValueError(f"{where} has more than 16 bits a pixel: save it with 8 or 16")
     # Mode "I" has 32 bits, but is what Pillow makes of PGM files of 16, too.
     if image.mode == "I" and image.format != "PPM" and values.max() <= _LARGEST_8_BIT:
         return Image.fromarray(values.astype("u1"))
-    return Image.fromarray(((values * 255 + _LARGEST_16_BIT // 2) // _LARGEST_16_BIT).astype("u1"))
+    # In place: such pictures may be large. 32 bits hold 255 times 16.
+    scaled = values.astype(np.uint32)
+    scaled *= _LARGEST_8_BIT
+    scaled += _LARGEST_16_BIT // 2
+    scaled //= _LARGEST_16_BIT
+    return Image.fromarray(scaled.astype("u1"))

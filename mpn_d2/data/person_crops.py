@@ -45,7 +45,8 @@ def has_area(boxes: np.ndarray) -> np.ndarray:
     """(N,) bool of (N, 4) x1, y1, x2, y2: boxes that a crop can be made of; False for NaN."""
     boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     # The reciprocal of a side is a scale: it must be a number.
-    return np.isfinite(boxes).all(axis=1) & ((boxes[:, 2:] - boxes[:, :2]) > 1e-6).all(axis=1)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    return np.all(np.isfinite(boxes), axis=1) & np.all(sides > 1e-6, axis=1)
 
 
 def check_crop(size: Sequence[int], margin: float) -> None:
@@ -113,7 +114,7 @@ class PersonCrop(T.Augmentation):
             raise ValueError(f"SINGLE_PERSON.BOX_JITTER is {jitter}: 0 to below 0.5 is needed")
         if not rotation >= 0:
             raise ValueError(f"INPUT.ROTATION is {rotation}: 0 or more is needed")
-        self.size = tuple(size)
+        self.size = (size[0], size[1])
         self.margin = margin
         self.jitter = jitter
         self.low, self.high = check_bounds(scale_factor)

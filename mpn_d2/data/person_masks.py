@@ -118,7 +118,7 @@ def _signed_area(polygon: np.ndarray) -> float:
     return float((polygon[:, 0] * after[:, 1] - polygon[:, 1] * after[:, 0]).sum() / 2)
 
 
-def box_outline(box: Sequence[float]) -> dict:
+def box_outline(box: Sequence[float] | np.ndarray) -> dict:
     """A box x1, y1, x2, y2 as if it were a mask, for `union_mask`: it can be turned too."""
     x1, y1, x2, y2 = (float(v) for v in box)
     return {"segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]]}
@@ -152,9 +152,10 @@ def reduce_to_cells(mask: np.ndarray, stride: int) -> np.ndarray:
     """
     height, width = mask.shape
     padded = np.pad(mask, ((0, -height % stride), (0, -width % stride)))
-    counts = sum(
-        padded[y::stride, x::stride].astype(np.int32) for y in range(stride) for x in range(stride)
-    )
+    counts: np.ndarray = np.zeros(padded[::stride, ::stride].shape, np.int32)
+    for y in range(stride):
+        for x in range(stride):
+            counts += padded[y::stride, x::stride]
     # Pixels of each row and column of cells; fewer in the last ones.
     heights = np.minimum(height - stride * np.arange(counts.shape[0]), stride)
     widths = np.minimum(width - stride * np.arange(counts.shape[1]), stride)

@@ -150,7 +150,8 @@ def _map(tasks: list[_Task], workers: int) -> Iterator[tuple[dict, list[dict]]]:
 
 def _content(parameters: dict, drawn: Iterator[tuple[dict, list[dict]]]) -> dict:
     """COCO content of image entries and their annotations."""
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for image, people in drawn:
         images.append(image)
         for person in people:

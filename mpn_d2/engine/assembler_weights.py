@@ -104,7 +104,7 @@ def save_half(path_in: str, path_out: str) -> None:
     halved = {name: _half(value) for name, value in weights.items() if name.startswith(PREFIX)}
     if not halved:
         raise ValueError(f"checkpoint {path_in} holds no assembler")
-    content = {"model": halved}
+    content: dict[str, dict] = {"model": halved}
     if PREFIX in settings:
         content["settings"] = {PREFIX: settings[PREFIX]}
     with replaced_when_done(path_out) as partial:

@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Iterable
 from operator import itemgetter
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -37,7 +38,7 @@ def measure_assembly(
         repeats: of an assembly; the median counts.
     """
     own = stage_config(cfg, "assembly", options)
-    loader = build_pose_train_loader(_published(own, "ucr"))
+    loader: Any = build_pose_train_loader(_published(own, "ucr"))
     figures = _rasterising_speed(_published(own, "ucr"), loader, people, passes)
     kinds = {"prn": _published(own, "prn"), "ucr": _published(own, "ucr")}
     kinds.setdefault(own.MODEL.ASSEMBLER.EVIDENCE, own)
@@ -122,7 +123,7 @@ def crowd(samples: list[dict], count: int) -> tuple[Candidates, torch.Tensor]:
         group = torch.stack([person["box"] for person in people])
         group[:, ::2] += right - group[:, 0].min()
         boxes.append(group)
-        right = group[:, 2].max()
+        right = float(group[:, 2].max())
         if sum(map(len, boxes)) >= count:
             break
     placed = torch.cat(boxes)[:count]

@@ -58,11 +58,12 @@ class ChunkTrainingLoop(TrainingLoop):
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
         torch.manual_seed(step_seed(self.seed, self.iter, comm.get_rank()))
-        totals: dict[str, torch.Tensor] = defaultdict(float)
+        totals: dict[str, Any] = defaultdict(float)
         self.optimizer.zero_grad()
         chunks = self.bare_model.training_chunks(batch)
         while (losses := self._next(chunks)) is not None:
-            self.scaler.scale(sum(losses.values())).backward()
+            total: Any = sum(losses.values())
+            self.scaler.scale(total).backward()
             self._check(losses, batch)
             for name, loss in losses.items():
                 totals[name] = totals[name] + loss.detach()

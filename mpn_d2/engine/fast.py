@@ -22,6 +22,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._inductor.config
@@ -156,14 +157,14 @@ def take_steps(
     if "channels_last" in steps:
         for part in parts:
             part.to(memory_format=torch.channels_last)
-    model.dense = _FastDense(
+    model.dense = _FastDense(  # type: ignore[assignment]  # in the place of a method
         model.dense,
         dtype=dtype if "half" in steps else torch.float32,
         channels_last="channels_last" in steps,
         compiled="compile" in steps,
         step=max(model.backbone.size_divisibility, 1),
     )
-    model.train = _NoTraining(model)
+    model.train = _NoTraining(model)  # type: ignore[method-assign]
     return model
 
 
@@ -210,7 +211,8 @@ class _Compiled:
 
         self.step = step
         # Networks do not use up one another's number of programs, behind which nothing is compiled.
-        self.of_blocks = torch.compile(of_blocks, isolate_recompiles=True)
+        options: dict[str, Any] = {"isolate_recompiles": True}  # not in PyTorch's own types
+        self.of_blocks = torch.compile(of_blocks, **options)
 
     def __call__(self, images: torch.Tensor) -> DenseOutputs:
         blocks = images.unflatten(3, (-1, self.step)).unflatten(2, (-1, self.step))

@@ -225,6 +225,8 @@ class ProgressPrinter(CommonMetricPrinter):
     The time left ("eta") counts iterations at their median time, evaluations come on top.
     """
 
+    logger: Any
+
     def __init__(self, *, title: str, max_iter: int) -> None:
         super().__init__(max_iter)
         self.logger = _ProgressLogger(self.logger, {"title": title, "max_iter": max_iter})
@@ -233,6 +235,6 @@ class ProgressPrinter(CommonMetricPrinter):
 class _ProgressLogger(logging.LoggerAdapter):
     """Puts "keypoint 40/2000 (2%)" before each message."""
 
-    def process(self, msg: str, kwargs: dict) -> tuple[str, dict]:
+    def process(self, msg: str, kwargs: Any) -> tuple[str, Any]:
         done, total = get_event_storage().iter + 1, self.extra["max_iter"]
         return f"{self.extra['title']} {done}/{total} ({done / total:.0%}) {msg}", kwargs

@@ -318,8 +318,8 @@ class PoseInference(nn.Module):
 
     def _merge_maps(self, image: torch.Tensor) -> dict:
         """One image's people from the mean maps of all views and models."""
-        main, size = self.viewers[0], tuple(image.shape[-2:])
-        looks = []
+        main, size = self.viewers[0], (image.shape[-2], image.shape[-1])
+        looks: list[Look] = []
         for viewer in self.viewers:
             for views in self._batches(size):
                 inputs = [viewer.network_input(image, main.image_format, v) for v in views]
@@ -339,8 +339,8 @@ class PoseInference(nn.Module):
 
     def _pool_poses(self, image: torch.Tensor) -> dict:
         """Everybody whom any view or model finds."""
-        main, size = self.viewers[0], tuple(image.shape[-2:])
-        results = []
+        main, size = self.viewers[0], (image.shape[-2], image.shape[-1])
+        results: list[tuple[View, dict]] = []
         for viewer in self.viewers:
             for views in self._batches(size):
                 inputs = [viewer.network_input(image, main.image_format, v) for v in views]

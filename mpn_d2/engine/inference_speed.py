@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -84,7 +85,7 @@ def flip_seconds(cfg: CfgNode, weights: str, image: torch.Tensor, repeats: int) 
     times: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(repeats + 2):
         for name, model in models.items():
-            spent = seconds_of(lambda model=model: model([array]), 1, device=cfg.MODEL.DEVICE)
+            spent = seconds_of(functools.partial(model, [array]), 1, device=cfg.MODEL.DEVICE)
             if turn > 1:
                 times[name] += spent
     medians = {name: statistics.median(values) for name, values in times.items()}

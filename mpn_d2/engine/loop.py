@@ -97,7 +97,7 @@ class TrainingLoop(SimpleTrainer):
         """
         size = -(-len(batch) // self.accumulation)
         parts = [batch[first : first + size] for first in range(0, len(batch), size)]
-        totals: dict[str, torch.Tensor] = defaultdict(float)
+        totals: dict[str, Any] = defaultdict(float)
         broken = []
         for part, weights in zip(parts, self._own_weights(parts), strict=True):
             with self._no_sync_before(part is parts[-1]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -61,13 +62,13 @@ class PosePredictor:
         check_share("confidence_threshold", confidence_threshold)
         if input_format not in ("RGB", "BGR"):
             raise ValueError(f"input_format is {input_format!r}: RGB or BGR is needed")
-        options = [str(option) for option in options]
+        texts = [str(option) for option in options]
         if isinstance(config, CfgNode):
             cfg = config.clone()
             cfg.defrost()
-            merge_options(cfg, options)
+            merge_options(cfg, texts)
         else:
-            cfg = load_config(config_file(config), options)
+            cfg = load_config(config_file(config), texts)
         if heatmaps:
             merge_options(cfg, ["EVAL.HEATMAPS", "True"])
         if device is not None:
@@ -79,6 +80,13 @@ class PosePredictor:
         self._threshold = confidence_threshold
         self._input_format = input_format
         self._predict = ImagePredictor(cfg, os.fspath(weights or cfg.MODEL.WEIGHTS))
+
+    @overload
+    def __call__(self, images: str | os.PathLike) -> PosePrediction: ...
+    @overload
+    def __call__(self, images: list | tuple) -> list[PosePrediction]: ...
+    @overload
+    def __call__(self, images: np.ndarray) -> Any: ...
 
     def __call__(
         self, images: ImageLike | Sequence[ImageLike]
@@ -109,7 +117,7 @@ class PosePredictor:
                 "these is needed (of PIL images: np.asarray(image.convert('RGB'))); for an "
                 "iterator use stream"
             )
-        return self._batch(images)
+        return self._batch(list(images))
 
     def stream(
         self, frames: Iterable[ImageLike], batch_size: int = 1, track: bool = False

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
+from mpn_d2.data.limits import check_image_size
 from mpn_d2.engine.inference_checks import reads_images
 from mpn_d2.engine.inference_model import build_inference_model
 from mpn_d2.engine.views import View, Viewer
@@ -71,7 +72,8 @@ class ImagePredictor:
             (2, H, W)} in the frame of that image.
 
         Raises:
-            ValueError: an array of another type or shape.
+            ValueError: an array of another type or shape, or larger than the limits
+                (`mpn_d2.data.limits`).
         """
         inputs = [self._prepare(image) for image in images]
         return self.model(inputs) if inputs else []
@@ -82,5 +84,6 @@ class ImagePredictor:
                 f"cannot predict on {image.dtype} {image.shape}: uint8 (H, W, 3) RGB is needed"
             )
         height, width = image.shape[:2]
+        check_image_size(width, height, f"an image of {width} x {height} pixels")
         tensor = torch.from_numpy(np.array(image.transpose(2, 0, 1)))
         return self.viewer.network_input(tensor, "RGB", View((0, 0, width, height)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 
 import torch
@@ -41,7 +42,7 @@ def measure_heads(cfg: CfgNode, *, repeats: int) -> dict[str, float]:
 
     for turn in range(repeats + 1):
         for refine, head in heads.items():
-            spent = seconds_of_one(lambda head=head: find(head), device)
+            spent = seconds_of_one(functools.partial(find, head), device)
             # The first turn warms up.
             if turn:
                 times[refine].append(spent)

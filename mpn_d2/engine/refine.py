@@ -61,7 +61,8 @@ def build_refiner(cfg: CfgNode) -> PoseRefiner | None:
         raise type(error)(f"REFINE.WEIGHTS: {error}") from error
     model = speed_up(model, own)
     if cfg.TTA.ENABLED and cfg.TTA.FLIP:
-        model.flip_indices = get_skeleton(own.MODEL.SKELETON).flip_indices
+        flip_indices = get_skeleton(own.MODEL.SKELETON).flip_indices
+        model.flip_indices = flip_indices  # type: ignore[assignment]  # not a module
     return PoseRefiner(
         model,
         size=own.SINGLE_PERSON.SIZE,
@@ -143,7 +144,7 @@ class PoseRefiner(nn.Module):
         """
         super().__init__()
         self.model = model
-        self.size = tuple(size)
+        self.size = (size[0], size[1])
         self.margin = margin
         self.sigmas = torch.tensor(tuple(sigmas), dtype=torch.float32)
         self.merge = merge
@@ -176,10 +177,10 @@ class PoseRefiner(nn.Module):
                 )
         chosen = [self._chosen(people) for people in instances]
         crops = itertools.chain.from_iterable(map(self._crops, images, instances, chosen))
-        poses = []
+        found_poses: list[torch.Tensor] = []
         while chunk := list(itertools.islice(crops, self.model.max_crops)):
-            poses += [found["instances"].pred_keypoints[0] for found in self.model(chunk)]
-        poses = iter(poses)
+            found_poses += [found["instances"].pred_keypoints[0] for found in self.model(chunk)]
+        poses = iter(found_poses)
         refined = []
         for people, rows in zip(instances, chosen):
             own = list(itertools.islice(poses, len(rows)))

@@ -35,15 +35,15 @@ class SharedNetworks:
         bare.defrost()
         for key in _AROUND:
             del bare[key]
-        key = (bare.dump(), weights)
-        if key not in self._networks:
+        known = (bare.dump(), weights)
+        if known not in self._networks:
             network = load_trained_model(cfg, weights)
             number = len(self._networks)
             for method in ("look", "forward"):
                 if hasattr(network, method):
                     setattr(network, method, self._remembering(number, method, network))
-            self._networks[key] = network
-        return self._networks[key]
+            self._networks[known] = network
+        return self._networks[known]
 
     def forget(self) -> None:
         self._memory.clear()

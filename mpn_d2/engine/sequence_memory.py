@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -64,8 +65,9 @@ def chunk_bytes(
     kept = SavedBytes()
     with kept.watching(training.decoder):
         for losses in training.chunks(lambda: features, [targets], chunk):
-            sum(losses.values()).backward()
-            del losses
+            total: Any = sum(losses.values())
+            total.backward()
+            del losses, total
     return kept.peak
 
 

@@ -57,7 +57,8 @@ class SequenceDrawer:
         tensor = torch.from_numpy(np.ascontiguousarray(image_rgb.transpose(2, 0, 1)))
         view = View((0, 0, size[1], size[0]))
         images = self.model.preprocess_image([self.viewer.network_input(tensor, "RGB", view)])
-        shown, stride = tuple(int(s) for s in images.image_sizes[0]), self.model.stride
+        height, width = images.image_sizes[0]
+        shown, stride = (int(height), int(width)), self.model.stride
         people, _ = self.model.written(images.tensor)
         written = people[0]
         poses = read_people(

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 from dataclasses import replace
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
 from detectron2.utils import comm
 from torch import nn
-from torch.utils.data import DataLoader
 
 from mpn_d2.evaluation import PoseEvaluator
 from mpn_d2.modeling.meta_arch.common import final_size
@@ -32,7 +32,7 @@ ROWS = {
 
 
 def source_budget(
-    cfg: CfgNode, model: nn.Module, dataset_name: str, loader: DataLoader
+    cfg: CfgNode, model: nn.Module, dataset_name: str, loader: Any
 ) -> dict[str, float | None]:
     """Keypoint AP, 0 to 100, by row of ROWS, printed; {} on all processes but the main one.
 
@@ -79,7 +79,7 @@ class _AllSources(nn.Module):
     def forward(self, batched_inputs: list[dict]) -> list[dict[str, dict]]:
         looks = self.model.look(batched_inputs)
         sizes = [final_size(x) for x in batched_inputs]
-        given = {"keypoints": [], "boxes": []}
+        given: dict[str, list] = {"keypoints": [], "boxes": []}
         for x, look in zip(batched_inputs, looks, strict=True):
             device, count = look.maps.device, len(look.maps) - 1
             given["keypoints"].append(gt_candidates(x["instances"], count).to(device))

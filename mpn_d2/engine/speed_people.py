@@ -106,7 +106,7 @@ def seeing(model: nn.Module, people: People, size: int, batch: int = 1) -> Itera
         )
 
     had_own = "dense" in vars(model)
-    model.dense = dense
+    model.dense = dense  # type: ignore[assignment]  # in the place of a method
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -126,7 +127,7 @@ class DrawnFrames:
             self._stack.enter_context(video)
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._stack.__exit__(*error)
 
     def __call__(self, item: tuple[Frame, PosePrediction]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluators
@@ -42,7 +44,7 @@ def build_evaluator(
         raise ValueError(f"EVAL.TASKS {tasks}: give one or more of {', '.join(_TASKS)}")
     check_dataset(dataset_name)
     coco_tasks = [task for task in _TASKS if task in tasks and task != "sem_seg"]
-    common = {"output_dir": output_dir}
+    common: dict[str, Any] = {"output_dir": output_dir}
     if MetadataCatalog.get(dataset_name).get("evaluator_type") == VOC_PERSON:
         if coco_tasks:
             raise ValueError(

@@ -49,7 +49,8 @@ def assemble_scenes(
 
 def scene_batches(scenes: list[Scene]) -> Iterator[list[Scene]]:
     """The scenes in order, as many at a time as memory allows."""
-    part, boxes = [], 0
+    part: list[Scene] = []
+    boxes = 0
     for scene in scenes:
         if part and (len(part) == _IMAGES or boxes + len(scene.boxes) > _BOXES):
             yield part

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from pycocotools.coco import COCO
@@ -32,7 +32,7 @@ def check_edges(edges: Sequence[float]) -> list[float]:
     return bounds
 
 
-def pose_overlaps(truth: COCO, sigmas: Sequence[float]) -> dict[int, float]:
+def pose_overlaps(truth: COCO, sigmas: Iterable[float]) -> dict[int, float]:
     """Annotation id to the largest OKS with another annotated person of the image, 0 to 1.
 
     The OKS of two annotated people compares the joints that both have, by the mean of their areas,
@@ -54,7 +54,7 @@ def pose_overlaps(truth: COCO, sigmas: Sequence[float]) -> dict[int, float]:
 
 
 def truths_by_overlap(
-    truth: COCO, sigmas: Sequence[float], edges: Sequence[float]
+    truth: COCO, sigmas: Iterable[float], edges: Sequence[float]
 ) -> dict[str, COCO]:
     """The truth once for each group of people by overlap: AP_overlap_<low>_<high>, [low, high).
 

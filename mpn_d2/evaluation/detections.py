@@ -56,7 +56,7 @@ def _detected(scene: Scene, seed: int) -> Scene:
     ]
     others = torch.full((int(twice.sum()) + len(false),), NOBODY)
     candidates = scene.candidates
-    scores = _scores(scene.owners >= 0, rng)
+    scores = _scores(scene.owners.ge(0), rng)
     return replace(
         scene,
         candidates=Candidates(candidates.points, candidates.types, scores),

@@ -278,12 +278,12 @@ def _group_rows(bench: _Bench, everybody: list[Scene], poses: list[AssembledPose
             high = min(after, kinds)
             text = f"people with {low} to {high} labelled joints"
             groups[f"keypoints_{low}-{high}"] = (text, joints_between(low, high))
-    for low, high in zip(OVERLAP_STEPS, [*OVERLAP_STEPS[1:], math.inf]):
-        name = f"overlap_from_{low}" if math.isinf(high) else f"overlap_{low}-{high}"
-        bounds = f"from {low}" if math.isinf(high) else f"{low} to {high}"
+    for least, most in zip(OVERLAP_STEPS, [*OVERLAP_STEPS[1:], math.inf]):
+        name = f"overlap_from_{least}" if math.isinf(most) else f"overlap_{least}-{most}"
+        bounds = f"from {least}" if math.isinf(most) else f"{least} to {most}"
         groups[name] = (
             f"people whose box overlaps another with IoU {bounds}",
-            overlap_between(low, high),
+            overlap_between(least, most),
         )
     rows = []
     for name, (text, group) in groups.items():

@@ -50,7 +50,7 @@ def noise_table(
     """
     skeleton = get_skeleton(cfg.MODEL.SKELETON)
     scorer = PeopleScorer(dataset_name, skeleton.sigmas)
-    figures = {}
+    figures: dict[str, float | None] = {}
     print("\n| | AP | to their owner, % |\n|---|---|---|")
     for name, noise in NOISE_ROWS.items():
         scenes = annotated_scenes(

@@ -65,7 +65,7 @@ def own_joints(scene: Scene, num_keypoints: int) -> torch.Tensor:
     table[(*place, slice(0, 2))] = scene.candidates.points[known]
     table[(*place, 2)] = 1.0
     mine = table[scene.people.clamp(min=0)]
-    return torch.where((scene.people >= 0)[:, None, None], mine, 0.0)
+    return torch.where(scene.people.ge(0)[:, None, None], mine, 0.0)
 
 
 def count_outside(scenes: list[Scene], num_keypoints: int, margin: float) -> int:

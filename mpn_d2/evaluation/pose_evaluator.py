@@ -332,7 +332,7 @@ def truth_of_people(content: dict, dataset_name: str) -> tuple[COCO, int]:
     return truth, person_id
 
 
-def export_instances(instances: Instances, image_id: int) -> tuple[list[dict], list[dict]]:
+def export_instances(instances: Instances, image_id: int | str) -> tuple[list[dict], list[dict]]:
     """Predicted people of one image as COCO results: (boxes, poses).
 
     Args:

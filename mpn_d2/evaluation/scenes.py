@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import numpy as np
@@ -332,7 +333,7 @@ def _truth(
     )
 
 
-def _joints(values: object, num_keypoints: int, where: str) -> list[list[float]]:
+def _joints(values: Any, num_keypoints: int, where: str) -> list[list[float]]:
     """[[type, x, y, score], ...] of a pose or of a list of keypoints."""
     if _is_row(values, None) and values:
         if len(values) != 3 * num_keypoints:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -125,7 +126,7 @@ class PersonMaskEvaluator(SemSegEvaluator):
         """What `_load_truth` finds the truth of an input by."""
         raise NotImplementedError
 
-    def _load_truth(self, key: object, dtype: type = int) -> np.ndarray:
+    def _load_truth(self, key: Any, dtype: type = int) -> np.ndarray:
         """(H, W) of 0 background, 1 person, IGNORED."""
         raise NotImplementedError
 
@@ -149,9 +150,9 @@ class PersonMaskEvaluator(SemSegEvaluator):
             float(100 * h / (t + p - h)) if t > 0 else None
             for h, t, p in zip(hit, true, predicted, strict=True)
         ]
-        known = [iou for iou in ious if iou is not None]
-        mean = sum(known) / len(known) if known else None
-        accuracy = float(100 * hit.sum() / true.sum()) if known else None
+        there = [iou for iou in ious if iou is not None]
+        mean = sum(there) / len(there) if there else None
+        accuracy = float(100 * hit.sum() / true.sum()) if there else None
         return dict(zip(names, [*ious, mean, accuracy], strict=True))
 
     def _print(self, metrics: dict[str, float | None]) -> None:
@@ -234,6 +235,6 @@ class PersonSegEvaluator(PersonMaskEvaluator):
             if not has_mask(a)
         ]
         ignored = union_mask(crowds + boxes, size)
-        truth = np.where(ignored, IGNORED, 0).astype(dtype)
+        truth: np.ndarray = np.where(ignored, IGNORED, 0).astype(dtype)
         truth[union_mask(people, size) > 0] = PERSON
         return truth

@@ -88,7 +88,7 @@ class VocPersonEvaluator(PersonMaskEvaluator):
         """From the PNG at this path."""
         with _open_mask(key) as mask:
             classes = np.array(mask)
-        truth = np.where(classes == VOC_PERSON_ID, PERSON, 0).astype(dtype)
+        truth: np.ndarray = np.where(classes == VOC_PERSON_ID, PERSON, 0).astype(dtype)
         truth[classes == _VOC_BORDER] = IGNORED
         return truth
 

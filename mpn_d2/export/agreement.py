@@ -242,7 +242,8 @@ def pair_people(boxes: torch.Tensor, others: torch.Tensor) -> tuple[list[int], l
     gaps = (boxes[:, None] - others).abs().amax(dim=2)
     reach = (0.01 * (boxes[:, 2:] - boxes[:, :2]).amax(dim=1)).clamp(min=5.0)
     gaps = torch.where(gaps <= reach[:, None], gaps, torch.inf)
-    rows, columns = [], []
+    rows: list[int] = []
+    columns: list[int] = []
     while len(rows) < min(gaps.shape) and bool(torch.isfinite(gaps).any()):
         row, column = divmod(int(gaps.argmin()), gaps.shape[1])
         rows.append(row)

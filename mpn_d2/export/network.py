@@ -128,7 +128,8 @@ class ExportNetwork(ImageNetwork):
             )
         model = with_exported_matching(model).cpu().eval().requires_grad_(False)
         super().__init__(model, min_size=min_size, max_size=max_size, precision=precision)
-        model.box2box_transform = _BoxDecoding(model.box2box_transform)
+        decoding = _BoxDecoding(model.box2box_transform)
+        model.box2box_transform = decoding  # type: ignore[assignment]  # as the original, no module
         if self.is_half:
             for part in (model.backbone, model.head, model.keypoint_head):
                 part.half()

@@ -7,6 +7,8 @@ image, h x w the network input.
 
 from __future__ import annotations
 
+from typing import Any
+
 import PIL
 import torch
 
@@ -81,12 +83,17 @@ def _double(side: torch.Tensor) -> torch.Tensor:
     return side.view(1).double()
 
 
+def _indices(count: Any) -> torch.Tensor:
+    """0 ... count - 1, of a () tensor, which stays one in the exported file."""
+    return torch.arange(count).double()
+
+
 def _weights(length: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """(wanted, length) weights of Pillow's triangle filter."""
     step = _double(length) / _double(wanted)
     reach = step.clamp(min=1.0)
-    centre = (torch.arange(wanted).double() + 0.5) * step
-    distance = (torch.arange(length).double() - centre[:, None] + 0.5) * (1.0 / reach)
+    centre = (_indices(wanted) + 0.5) * step
+    distance = (_indices(length) - centre[:, None] + 0.5) * (1.0 / reach)
     triangle = (1.0 - distance.abs()).clamp(min=0.0)
     shares = triangle * (1.0 / triangle.sum(dim=1, keepdim=True))
     return torch.floor(shares * _UNIT + 0.5) / _UNIT

@@ -10,6 +10,7 @@ images, C channels, T taps, H x W cells. Offsets are in cells, (dy, dx) of tap 0
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +58,7 @@ class DeformableConv2d(nn.Module):
         self.offset = nn.Conv2d(
             weight.shape[1] * groups,
             2 * weight[0, 0].numel(),
-            kernel_size=tuple(weight.shape[2:]),
+            kernel_size=(weight.shape[2], weight.shape[3]),
             stride=stride,
             padding=padding,
             dilation=dilation,
@@ -168,7 +169,7 @@ def _tap_places(
     """Rows and columns (N, H', W', T) where the taps of each output cell read."""
     height, width = offsets.shape[2:]
     dy, dx = offsets.unflatten(1, (-1, 2)).permute(2, 0, 3, 4, 1)
-    options = {"device": offsets.device, "dtype": offsets.dtype}
+    options: dict[str, Any] = {"device": offsets.device, "dtype": offsets.dtype}
     down = torch.arange(kernel[0], **options) * dilation[0] - padding[0]
     right = torch.arange(kernel[1], **options) * dilation[1] - padding[1]
     rows = torch.arange(height, **options)[:, None, None] + down.repeat_interleave(kernel[1])

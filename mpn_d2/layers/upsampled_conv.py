@@ -64,7 +64,7 @@ class UpsampledConv(nn.Module):
         exact = tuple(total.shape[-2:]) == (self.factor * height, self.factor * width)
         if self.mode == "nearest" and exact:
             return self._add_phases(total, x)
-        return total.add_(self._by_axes(x, tuple(total.shape[-2:])))
+        return total.add_(self._by_axes(x, (total.shape[-2], total.shape[-1])))
 
     def _add_phases(self, total: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Nearest: all upsampled cells that see the same two by two cells, in the same way, at

@@ -109,7 +109,8 @@ def _pairs(value: object, where: str) -> tuple[tuple[str, str], ...]:
     for i, pair in enumerate(value):
         if not isinstance(pair, list) or len(pair) != 2:
             raise ValueError(f"{where}[{i}] is {pair!r}: a pair [name, name] is needed")
-    return tuple(_names(pair, f"{where}[{i}]") for i, pair in enumerate(value))
+    named = [_names(pair, f"{where}[{i}]") for i, pair in enumerate(value)]
+    return tuple((first, second) for first, second in named)
 
 
 def _check_sides(names: tuple[str, ...], pairs: tuple[tuple[str, str], ...], path: Path) -> None:

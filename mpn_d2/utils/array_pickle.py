@@ -73,7 +73,7 @@ class ArrayUnpickler(pickle._Unpickler):
     def _scalar(self, kind: _Kind, data: Any) -> np.generic:
         return np.frombuffer(_checked(kind, (), data), kind.dtype)[0]
 
-    def _from_buffer(self, data: Any, kind: _Kind, shape: Any, order: str) -> np.ndarray:
+    def _from_buffer(self, data: Any, kind: _Kind, shape: Any, order: Any) -> np.ndarray:
         data = _checked(kind, shape, data)
         return np.frombuffer(data, kind.dtype).reshape(shape, order=order).copy(order=order)
 
@@ -98,7 +98,8 @@ class _Array(np.ndarray):
     def __setstate__(self, state: tuple) -> None:
         shape, kind, fortran, data = state[-4:]
         data = _checked(kind, shape, data)
-        super().__setstate__((1, shape, kind.dtype, bool(fortran), data))
+        state = (1, shape, kind.dtype, bool(fortran), data)
+        super().__setstate__(state)  # type: ignore[arg-type]  # NumPy says bool_ and takes bool
 
 
 def _checked(kind: _Kind, shape: Any, data: Any) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -194,7 +195,7 @@ def _grid_panel(
     scale = max(1, _PANEL // grid.shape[1])
     box = assignment.boxes[assignment.rated[row]]
     points = assignment.candidates.points[None]
-    cells = person_grid.points_to_cells(points, box[None], tuple(grid.shape[1:]))[0]
+    cells = person_grid.points_to_cells(points, box[None], (grid.shape[1], grid.shape[2]))[0]
     places = _pixels((cells + 0.5) * scale)
     background = grid.amin(dim=(1, 2), keepdim=True)
     return draw_grid(grid - background, scale), places, [4] * len(places)
@@ -209,7 +210,8 @@ def _pair_panel(
     region = torch.cat([box[:2] - around, box[2:] + around])
     view = _View.of(region, (_PANEL, 2 * _PANEL // 3))
     picture = view.picture(image_rgb)
-    cv2.rectangle(picture, *view.pixels(box.view(2, 2)), _GREY, 1)
+    first, last = view.pixels(box.view(2, 2))
+    cv2.rectangle(picture, first, last, _GREY, 1)
     places = view.pixels(assignment.candidates.points)
     scores = assignment.pair_scores[row]
     # Relative to the image's best pair, so that boxes compare; area as score.
@@ -262,8 +264,8 @@ class _View:
         x, y = (self.shift + (self.scale - 1) / 2).tolist()
         matrix = np.array([[self.scale, 0, x], [0, self.scale, y]])
         part = cv2.warpAffine(image_rgb, matrix, self.size[::-1], borderMode=cv2.BORDER_REPLICATE)
-        inside = np.full(image_rgb.shape[:2], 255, dtype=np.uint8)
-        inside = cv2.warpAffine(inside, matrix, self.size[::-1], flags=cv2.INTER_NEAREST)
+        everywhere = np.full(image_rgb.shape[:2], 255, dtype=np.uint8)
+        inside = cv2.warpAffine(everywhere, matrix, self.size[::-1], flags=cv2.INTER_NEAREST)
         return (_DIM * part * (inside[..., None] > 0)).astype(np.uint8)
 
     def pixels(self, points: torch.Tensor) -> list:
@@ -297,7 +299,7 @@ def _overview(image_rgb: np.ndarray, assignment: Assignment) -> tuple[np.ndarray
 def _draw_boxes(picture: np.ndarray, boxes: torch.Tensor, view: _View) -> None:
     corners, colors = view.pixels(boxes.view(-1, 2, 2)), _box_colors(len(boxes))
     for pair, color in zip(corners, colors, strict=True):
-        cv2.rectangle(picture, *pair, color, 2)
+        cv2.rectangle(picture, pair[0], pair[1], color, 2)
     for number, (pair, color) in enumerate(zip(corners, colors, strict=True), start=1):
         left, top = (max(place, 0) for place in pair[0])
         last = (left + 4 + 8 * len(str(number)), top + 14)
@@ -349,14 +351,14 @@ def _legend(skeleton: Skeleton, width: int) -> np.ndarray:
     return np.concatenate(bars)
 
 
-def _colors_of_types(skeleton: Skeleton) -> list[tuple[int, ...]]:
-    return [tuple(color) for color in type_colors(skeleton.num_keypoints).tolist()]
+def _colors_of_types(skeleton: Skeleton) -> list[tuple[int, int, int]]:
+    return [(r, g, b) for r, g, b in type_colors(skeleton.num_keypoints).tolist()]
 
 
-def _box_colors(count: int) -> list[tuple[int, ...]]:
+def _box_colors(count: int) -> list[tuple[int, int, int]]:
     """As in utils/visualize.py."""
-    colors = colormap(rgb=True, maximum=255)
-    return [tuple(colors[i % len(colors)].tolist()) for i in range(count)]
+    colors = [(r, g, b) for r, g, b in colormap(rgb=True, maximum=255).tolist()]
+    return [colors[i % len(colors)] for i in range(count)]
 
 
 def _pixels(points: torch.Tensor) -> list:
@@ -366,7 +368,7 @@ def _pixels(points: torch.Tensor) -> list:
     return _tuples(whole)
 
 
-def _tuples(values: Sequence) -> list | tuple[int, int]:
+def _tuples(values: Sequence) -> Any:
     if values and not isinstance(values[0], list):
         return tuple(values)
     return [_tuples(value) for value in values]

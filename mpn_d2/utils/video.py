@@ -232,7 +232,7 @@ class VideoWriter:
             self.cut = not exact
         with quiet_opencv():
             writer = cv2.VideoWriter(
-                str(self._partial), backend, cv2.VideoWriter_fourcc(*codec), self.fps, self._size
+                str(self._partial), backend, cv2.VideoWriter.fourcc(*codec), self.fps, self._size
             )
         self._writer = writer
         if not writer.isOpened():

@@ -201,9 +201,10 @@ class _Canvas(Visualizer):
                 f"{skeleton.num_keypoints}: draw them with their own skeleton"
             )
         for i in areas.argsort(descending=True, stable=True).tolist():
-            rules = skeleton.keypoint_connection_rules
+            rules: list = skeleton.keypoint_connection_rules
             if numbers is not None:
-                color = tuple(255 * c for c in track_color(numbers[i]))
+                red, green, blue = (255 * c for c in track_color(numbers[i]))
+                color = (red, green, blue)
                 rules = [(a, b, color) for a, b, _ in rules]
             self.metadata = Metadata(
                 keypoint_names=list(skeleton.keypoint_names), keypoint_connection_rules=rules

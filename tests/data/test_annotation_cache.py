@@ -116,8 +116,10 @@ def test_copies_follow_content_and_come_back(tmp_path: Path) -> None:
 
 def test_several_processes_at_once(tmp_path: Path) -> None:
     content = _whole()
+    content["images"] = [{**content["images"][0], "id": i} for i in range(3)]
     content["annotations"] = [
-        {**content["annotations"][0], "id": i, "area": None} for i in range(1, 3000)
+        {**content["annotations"][0], "id": i, "image_id": i % 3, "area": None}
+        for i in range(1, 3000)
     ]
     path = _write(tmp_path / "a.json.gz", content)
 

@@ -1,29 +1,32 @@
-"""tools/doctor.py: what is there, what lacks, how to get it, and the exit code."""
+"""mpn_d2/doctor.py: what is there, what lacks, how to get it, and the exit code."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import importlib.util
 import io
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-TOOL = Path(__file__).resolve().parents[2] / "tools" / "doctor.py"
+import mpn_d2.doctor
+
+REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture()
 def doctor(monkeypatch, tmp_path):
-    """The tool with its processes answered at once; their code runs in `test_here`."""
-    spec = importlib.util.spec_from_file_location("doctor", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "doctor", module)
-    spec.loader.exec_module(module)
+    """The doctor with its processes answered at once; their code runs in `test_here`."""
+    module = mpn_d2.doctor
+    module.torch_report.cache_clear()
     monkeypatch.setattr(module, "run_python", lambda code: (True, "runs|"))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
-    return module
+    yield module
+    module.torch_report.cache_clear()
 
 
 def lines(text: str, state: str) -> dict[str, str]:
@@ -50,7 +53,7 @@ def test_here(doctor, mpn_data, monkeypatch, capsys):
     assert fine["torch"] == torch.__version__.split("+")[0]
     assert fine["torchvision's operators"] == "nms runs"
     assert fine["pycocotools' masks"] == "area runs" and fine["OpenCV"] == "resize runs"
-    assert fine["mpn_d2"].endswith(str(TOOL.parents[1] / "mpn_d2"))
+    assert fine["mpn_d2"].endswith(str(REPO / "mpn_d2"))
     assert fine["COCO 2017 keypoints, training"].startswith(str(mpn_data))
     assert "CrowdPose" in lines(out, "-")
     assert out.endswith("mpn_d2 can run here\n")
@@ -91,12 +94,7 @@ def test_a_package_that_cannot_be_imported(doctor, monkeypatch, capsys):
 
 
 def test_no_detectron2_and_an_old_python(doctor, monkeypatch, capsys):
-    class Nothing:
-        @staticmethod
-        def find_detectron2() -> None:
-            return None
-
-    monkeypatch.setattr(doctor, "load_tool", lambda name: Nothing)
+    monkeypatch.setattr(doctor, "detectron2_folder", lambda: None)
     monkeypatch.setattr(doctor.sys, "version_info", (3, 10, 2))
     assert doctor.main() == 1
     missing = lines(capsys.readouterr().out, "MISSING")
@@ -141,3 +139,43 @@ def test_a_process_that_hangs_is_given_up(doctor, monkeypatch):
     monkeypatch.setattr(doctor, "PATIENCE", 0.5)
     works, said = doctor.run_python("import time; time.sleep(60)")
     assert not works and said.startswith("no answer for 0.5 s (importing it hangs")
+
+
+def test_it_imports_python_alone():
+    tree = ast.parse((REPO / "mpn_d2" / "doctor.py").read_text())
+    names = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    foreign = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
+    assert not foreign, foreign
+
+
+@pytest.mark.parametrize("how", [["-m", "mpn_d2.doctor"], [str(REPO / "tools" / "doctor.py")]])
+def test_it_answers_where_nothing_is_installed(how, tmp_path):
+    """-S: a Python without its site-packages, so without PyTorch, Detectron2 and the rest."""
+    done = subprocess.run(
+        [sys.executable, "-S", *how],
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    missing = lines(done.stdout, "MISSING")
+    assert {"torch", "numpy", "cv2", "Detectron2"} <= set(missing)
+    assert "tools/install_detectron2.py" in missing["Detectron2"]
+    assert lines(done.stdout, "-")["mpn_d2"] == "not tried, see MISSING"
+    assert done.stdout.splitlines()[-1].startswith("mpn_d2 cannot run here, missing: torch, ")
+
+
+def test_only_the_doctor_goes_without_detectron2(tmp_path):
+    """Any other way to the package says in one line what it lacks."""
+    for how in (["-c", "import mpn_d2.doctor"], ["-m", "mpn_d2.config"]):
+        done = subprocess.run(
+            [sys.executable, "-S", *how],
+            env={**os.environ, "PYTHONPATH": str(REPO)},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 1
+        assert "mpn_d2 needs Detectron2, which is not on PyPI" in done.stderr.splitlines()[-1]

@@ -213,7 +213,7 @@ class PoseAssembler(nn.Module):
             distances = gaps.norm(dim=-1).flatten(0, 1)
         problem = MatchingProblem(pair_scores.flatten(0, 1), distances)
         chosen = self.matching(problem).view(pair_scores.shape[:3])
-        oks = 1.0
+        oks: float | torch.Tensor = 1.0
         if "oks" in self.pose_score and rating.pose_oks is not None:
             oks = batch.spread(rating.pose_oks[:, None])[:, 0]
         return self._poses(batch, chosen, pair_scores, peaks, oks)

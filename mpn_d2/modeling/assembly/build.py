@@ -8,6 +8,7 @@ Grid evidence turns the keypoints of a box into a grid first.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
@@ -71,7 +72,7 @@ def build_pose_assembler(cfg: CfgNode) -> nn.Module:
     return assembler
 
 
-def build_grid_input(cfg: CfgNode) -> nn.Module:
+def build_grid_input(cfg: CfgNode) -> Any:
     """Builds the grid input named by MODEL.PRN.INPUT_MODE."""
     key = "MODEL.PRN.INPUT_MODE"
     return GRID_INPUT_REGISTRY.build(cfg.MODEL.PRN.INPUT_MODE, key, cfg)

@@ -6,6 +6,8 @@ one type in the fullest image, h x w cells of a box grid. MultiPoseNet section 3
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
 from torch.nn.utils.rnn import pad_sequence
@@ -65,7 +67,7 @@ class GridEvidence(Evidence):
         self.label_sigma = label_sigma
 
     @property
-    def differentiable(self) -> bool:
+    def differentiable(self) -> bool:  # type: ignore[override]  # a constant in the base
         """See the base."""
         return self.grid_input.differentiable
 
@@ -150,7 +152,7 @@ def _build(cfg: CfgNode, network: GridNetwork) -> GridEvidence:
     )
 
 
-def _grid_arguments(cfg: CfgNode) -> dict[str, object]:
+def _grid_arguments(cfg: CfgNode) -> dict[str, Any]:
     return {
         "num_keypoints": get_skeleton(cfg.MODEL.SKELETON).num_keypoints,
         "size": tuple(cfg.MODEL.PRN.CROP),

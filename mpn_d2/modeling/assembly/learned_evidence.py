@@ -7,6 +7,7 @@ one type in the fullest image, E pairs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -109,15 +110,18 @@ class LearnedEvidence(Evidence):
     def loss(self, samples: list[dict]) -> torch.Tensor:
         """See the base; samples are images."""
         if not samples:
-            return sum(parameter.sum() for parameter in self.parameters()) * 0.0
-        candidates, rows = zip(*(_candidates(sample) for sample in samples), strict=True)
-        candidates = [part.to(self.device) for part in candidates]
+            total: Any = sum(parameter.sum() for parameter in self.parameters())
+            return total * 0.0
+        parts = [_candidates(sample) for sample in samples]
+        candidates = [part.to(self.device) for part, _ in parts]
         boxes = [sample["boxes"].to(self.device) for sample in samples]
         batch = collate_people(candidates, boxes, num_keypoints=self.num_keypoints)
         pairs, place = self.list_pairs(batch)
         box, kind, column = place
         # Rows of candidates and of boxes are both the people's.
-        owners = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+        owners = torch.nn.utils.rnn.pad_sequence(
+            [row for _, row in parts], batch_first=True, padding_value=-1
+        )
         ids = batch.ids[batch.image[box], kind, column]
         owner = owners.to(self.device)[batch.image[box], ids]
         truth = torch.cat([sample["keypoints"].to(self.device) for sample in samples])

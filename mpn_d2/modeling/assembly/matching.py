@@ -115,11 +115,11 @@ class HungarianMatching(Matching):
         """One call of SciPy's solver per group in which pairs compete."""
         scores = problem.scores.detach().cpu().double().numpy()
         allowed = scores > 0
-        rows, columns = allowed.any(axis=2), allowed.any(axis=1)
+        rows, columns = (np.asarray(allowed.any(axis=axis)) for axis in (2, 1))
         chosen = np.full(scores.shape[:2], -1, dtype=np.int64)
         # A lone box takes its best candidate; what is padding never reaches the solver.
         alone = rows.sum(axis=1) == 1
-        for group in rows.any(axis=1).nonzero()[0]:
+        for group in np.flatnonzero(np.asarray(rows).any(axis=1)):
             boxes, candidates = rows[group].nonzero()[0], columns[group].nonzero()[0]
             part = scores[group][np.ix_(boxes, candidates)]
             if alone[group]:

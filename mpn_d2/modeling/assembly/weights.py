@@ -61,8 +61,8 @@ def load_assembler_weights(assembler: nn.Module, name: str, cfg: CfgNode | None 
             f"MODEL.ASSEMBLER.WEIGHTS {name} does not fit MODEL.ASSEMBLER: "
             f"{' '.join(lines[1:3] or lines[:1]).strip()}"
         ) from error
-    assembler.weights_name = name
-    assembler.weights_settings = settings_of(settings, names)
+    assembler.weights_name = name  # type: ignore[assignment]  # not a module
+    assembler.weights_settings = settings_of(settings, names)  # type: ignore[assignment]
 
 
 def why_unreadable(error: Exception) -> str:

@@ -7,6 +7,7 @@ Feature names: k2..k5 (keypoints), p3..p7 (persons).
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,8 @@ class AnyStrideFPN(FPN):
     Detectron2's FPN asks for doubling strides and always upsamples by two; this one is named
     and built by level and upsamples to the size that the next level really has.
     """
+
+    _out_feature_strides: dict[str, int]
 
     def __init__(self, shapes: dict[str, ShapeSpec], in_features: list[str], **kwargs):
         finest = shapes[in_features[0]].stride
@@ -112,7 +115,11 @@ class PosePyramids(Backbone):
                     "MODEL.RESNETS.OUT_FEATURES to all features that MODEL.POSE_FPN names"
                 )
         last = person_in_features[-1] if person_in_features else None
-        common = {"out_channels": out_channels, "norm": norm, "fuse_type": fuse_type}
+        common: dict[str, Any] = {
+            "out_channels": out_channels,
+            "norm": norm,
+            "fuse_type": fuse_type,
+        }
         top_block = None
         if last is not None:
             top_block = LastLevelP6P7(shapes[last].channels, out_channels, in_feature=last)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
-from torch import nn
 
 KEYPOINT_HEATMAP_HEAD_REGISTRY = Registry("KEYPOINT_HEATMAP_HEAD")
 KEYPOINT_HEATMAP_HEAD_REGISTRY.__doc__ = """
@@ -19,7 +20,7 @@ and has `layers(features)`, `make_targets(...)`, `losses(outputs, targets)` and
 
 def build_keypoint_heatmap_head(
     cfg: CfgNode, input_shape: dict[str, ShapeSpec], **options: object
-) -> nn.Module:
+) -> Any:
     """Builds the head named by MODEL.KP_SUBNET.NAME; a ValueError names the known ones.
 
     Args:

@@ -84,7 +84,7 @@ class FixedPeopleDecoder(nn.Module):
         """The features as they are."""
         return features
 
-    def start(self, lstm: None, features: torch.Tensor) -> LSTMState:
+    def start(self, lstm: object, features: torch.Tensor) -> LSTMState:
         """Everybody in the images of these features (N, C, H, W).
 
         Returns:

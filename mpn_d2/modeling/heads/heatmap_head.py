@@ -193,7 +193,7 @@ class HeatmapHead(nn.Module):
             * masked_heatmap_loss(outputs.maps, targets.maps, targets.loss_mask)
         }
         for name, maps in outputs.intermediate.items():
-            maps = self._resize(maps, outputs.maps.shape[-2:])
+            maps = self._resize(maps, (outputs.maps.shape[-2], outputs.maps.shape[-1]))
             losses[f"loss_keypoint_{name}"] = self.intermediate_weight * masked_heatmap_loss(
                 maps, targets.maps, targets.loss_mask
             )

@@ -6,6 +6,8 @@ of its ablation that predict from K2 alone (E4 a and b of spec section 12).
 
 from __future__ import annotations
 
+from typing import Any
+
 import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
@@ -99,7 +101,8 @@ class KeypointSubnet(HeatmapHead):
     def smooth_at_low_resolution(self) -> None:
         """From now on smooths the levels before it upsamples them: the same maps, only to predict
         with."""
-        channels = [self.d_convs[f][-1].out_channels for f in self.in_features[::-1]]
+        convs: list[Any] = [self.d_convs[f] for f in self.in_features[::-1]]
+        channels = [conv[-1].out_channels for conv in convs]
         self.smooth = ConvOfUpsampledLevels(
             self.smooth, channels=channels, factors=self.factors[::-1], mode=self.upsample
         )

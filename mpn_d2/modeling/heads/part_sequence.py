@@ -112,7 +112,7 @@ class PartSequenceDecoder(nn.Module):
 
     def start(self, lstm: ConvLSTM, seen: torch.Tensor) -> LSTMState:
         """Zeros for images of which this was seen, (N, G, H, W)."""
-        return lstm.zero_state(len(seen), tuple(seen.shape[-2:]), seen.device)
+        return lstm.zero_state(len(seen), (seen.shape[-2], seen.shape[-1]), seen.device)
 
     def write(
         self, seen: torch.Tensor, state: LSTMState, step: int

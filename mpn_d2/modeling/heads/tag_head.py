@@ -104,7 +104,8 @@ class AssociativeEmbeddingHead(nn.Module):
             ignore_masks: per image (h, w) uint8 at the head's stride, see PoseDatasetMapper;
                 where it is 1, no heatmap cell counts.
         """
-        size, stacks = tuple(outputs.heatmaps.shape[-2:]), outputs.heatmaps.shape[1]
+        _, stacks, _, *sides = outputs.heatmaps.shape
+        size = (sides[0], sides[1])
         with torch.no_grad():
             maps = encode_heatmaps(
                 gt_keypoints,
@@ -118,7 +119,7 @@ class AssociativeEmbeddingHead(nn.Module):
             keep = (pad_and_stack(ignore_masks, size) != 1).to(maps)
             weight = keep * (1 + self.peak_weight * maps)
             joints = tagged_joints(gt_keypoints, self.stride, size)
-        found = {"heatmap": [], "pull": [], "push": []}
+        found: dict[str, list[torch.Tensor]] = {"heatmap": [], "pull": [], "push": []}
         for stack in range(stacks):
             found["heatmap"].append(masked_heatmap_loss(outputs.heatmaps[:, stack], maps, weight))
             pull, push = pull_and_push(outputs.tags[:, stack], joints)

@@ -219,8 +219,10 @@ class PoseRegression(FCOS):
         cls_scores, scores = self.score_locations(outputs)
         offsets = by_location(outputs.pose_offsets)
         return [
-            self.inference_single_image(locations, *of_image, size)
-            for *of_image, size in zip(cls_scores, scores, offsets, images.image_sizes, strict=True)
+            self.inference_single_image(locations, by_class, score, offset, size)
+            for by_class, score, offset, size in zip(
+                cls_scores, scores, offsets, images.image_sizes, strict=True
+            )
         ]
 
     def score_locations(self, outputs: LocationOutputs) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,6 +7,7 @@ H x W cells.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -14,7 +15,6 @@ from mpn_d2.codecs.heatmap import LEAST_SCORE
 from mpn_d2.codecs.subcell import read_highest
 from mpn_d2.layers.conv_lstm import of_images
 from mpn_d2.modeling.heads.fixed_people import PeopleDecoder
-from mpn_d2.modeling.heads.part_sequence import PartSequenceDecoder
 from mpn_d2.modeling.heads.people_order import order_people
 from mpn_d2.modeling.meta_arch.bottom_up_poses import mean_of_joints
 from mpn_d2.modeling.meta_arch.sequence_training import rewrite
@@ -95,7 +95,7 @@ def write_people(
 
 
 def _second(
-    decoder: PartSequenceDecoder,
+    decoder: Any,
     seen: torch.Tensor,
     maps: torch.Tensor,
     scores: torch.Tensor,

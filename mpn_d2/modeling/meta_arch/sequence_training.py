@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -196,7 +197,9 @@ class SequenceTraining:
         chunk: int | None,
     ) -> tuple[_Steps, LSTMState]:
         """Runs LSTM1 until the chunk is full or every image done."""
-        maps, logits, lengths = [], [], [0] * len(images)
+        maps: list[torch.Tensor] = []
+        logits: list[torch.Tensor] = []
+        lengths = [0] * len(images)
         first = images[0].steps
         while not all(image.done for image in images) and len(maps) != chunk:
             written, logit, state = self.decoder.write(seen, state, first + len(maps))
@@ -235,9 +238,8 @@ class SequenceTraining:
                 if own2 is not None:
                     scores = logits[[t for t, _ in pairs]]
                     order = order_people(self.rules.order, chosen, scores, self.rules.tau)
-                    again, own2 = rewrite(
-                        self.decoder, seen[place : place + 1], chosen[order], own2
-                    )
+                    decoder: Any = self.decoder  # one that has LSTM2
+                    again, own2 = rewrite(decoder, seen[place : place + 1], chosen[order], own2)
                     refined.append(self._heatmap_loss(again, [targets[i] for i in order], image))
             states2.append(own2)
         losses = {
@@ -247,10 +249,12 @@ class SequenceTraining:
         if state2 is not None:
             # Weights of a network that nobody was handed to stay in the graph, for DDP.
             parameters = [*self.decoder.lstm2.parameters(), *self.decoder.maps2.parameters()]
-            refined.append(sum(p.sum() for p in parameters) * 0)
+            untouched: Any = sum(p.sum() for p in parameters)
+            refined.append(untouched * 0)
             losses["loss_sequence_refined"] = self.rules.heatmap_weight * torch.stack(refined).sum()
             layers = zip(*states2, strict=True)
-            state2 = [tuple(map(torch.cat, zip(*layer, strict=True))) for layer in layers]
+            pairs_of_layers = [zip(*layer, strict=True) for layer in layers]
+            state2 = [(torch.cat(hidden), torch.cat(cell)) for hidden, cell in pairs_of_layers]
         return losses, state2
 
     def _stop_loss(self, logits: torch.Tensor, first: int, image: ImageProgress) -> torch.Tensor:

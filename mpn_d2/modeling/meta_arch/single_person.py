@@ -9,6 +9,7 @@ are those of the whole network, so that its checkpoint is a start for this one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -128,7 +129,8 @@ class SinglePersonNet(nn.Module):
         if not self.training:
             return self.inference(batched_inputs)
         if not batched_inputs:
-            return {"loss_keypoint_final": sum(p.sum() for p in self.parameters()) * 0}
+            total: Any = sum(p.sum() for p in self.parameters())
+            return {"loss_keypoint_final": total * 0}
         _require(batched_inputs, "instances")
         images = self.preprocess_image(batched_inputs)
         outputs = self.keypoint_head.layers(self.backbone(images.tensor))

@@ -306,7 +306,7 @@ class RecurrentAssociation(nn.Module):
             # Ignored where any of the mask's cells is.
             ignored = x["ignore_mask"].to(self.device) == 1
             shrink = self.features.shrink
-            fine = tuple(side * shrink for side in size)
+            fine = (size[0] * shrink, size[1] * shrink)
             ignored = pad_and_stack([ignored.float()], fine)
             keep = 1 - nn.functional.max_pool2d(ignored, shrink)
             weights = keep * (1 + self.peak_weight * maps) if self.peak_weight else keep

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -149,7 +150,7 @@ class KeypointOffsetHead(KRCNNConvDeconvUpsampleHead):
             maps = read_at_offsets(maps, self._upsample(x, last, slice(self.num_keypoints, None)))
         return maps
 
-    def _upsample(self, x: torch.Tensor, last: nn.ConvTranspose2d, outputs: slice) -> torch.Tensor:
+    def _upsample(self, x: torch.Tensor, last: Any, outputs: slice) -> torch.Tensor:
         """These outputs of the head, (R, outputs, S, S) float32."""
         low = F.conv_transpose2d(
             x,
@@ -196,6 +197,7 @@ def _check(
     pose_score: Sequence[str],
 ) -> None:
     key = "MODEL.ROI_KEYPOINT_HEAD"
+    choices: list[tuple[str, object, Sequence]]
     choices = [("REFINE", refine, REFINEMENTS), ("LOSS", loss, LOSSES)]
     choices += [("MIN_VISIBILITY", min_visibility, (1, 2))]
     choices += [("POSE_SCORE", part, POSE_SCORES) for part in pose_score]
