@@ -40,7 +40,8 @@ TINY += ["EVAL.TASKS", "['sem_seg']", "SOLVER.CHECKPOINT_PERIOD", "2"]
 IMAGE_SIZES = ((70, 110), (96, 64), (64, 96), (80, 80))
 FRAMES = 6
 # Faults that can happen to a command that works alone, and to one with processes that help it.
-ALONE = ("moment", "file", "write", "disk", "data")
+KILLS_AND_DISK = ("moment", "file", "write", "disk")
+ALONE = (*KILLS_AND_DISK, "data")
 WITH_WORKERS = (*ALONE, "worker")
 
 
@@ -53,7 +54,6 @@ class Case:
         again: what comes after the file where the command is repeated after a fault.
         kinds: of the faults that can happen to it, see fault_kinds.py.
         at_work: whether it has begun to read data, given the run and its folder.
-        long: only in `make faults`.
     """
 
     name: str
@@ -61,7 +61,6 @@ class Case:
     again: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ALONE
     at_work: Callable[[Running, Path], bool] = lambda running, folder: any(folder.rglob("*"))
-    long: bool = False
 
 
 def has_workers(running: Running, folder: Path) -> bool:
@@ -72,7 +71,7 @@ def has_pictures(running: Running, folder: Path) -> bool:
     return any(folder.rglob("*.png*"))
 
 
-def training(name: str, stage: str, options: list[str], *flags: str, long: bool = False) -> Case:
+def training(name: str, stage: str, options: list[str], *flags: str) -> Case:
     config = ["--config-file", "configs/quick/demo.yaml", "--stage", stage, *flags]
     return Case(
         name,
@@ -80,7 +79,6 @@ def training(name: str, stage: str, options: list[str], *flags: str, long: bool 
         again=("--resume",),
         kinds=WITH_WORKERS,
         at_work=has_workers,
-        long=long,
     )
 
 
@@ -95,9 +93,7 @@ def cases() -> list[Case]:
     return [
         training("training", "keypoint", ["SOLVER.MAX_ITER", "6", *best]),
         training("chain", "all", ["SOLVER.MAX_ITER", "3", "SOLVER.CHECKPOINT_KEEP", "1"]),
-        training(
-            "two processes", "keypoint", ["SOLVER.MAX_ITER", "4"], "--num-gpus", "2", long=True
-        ),
+        training("two processes", "keypoint", ["SOLVER.MAX_ITER", "4"], "--num-gpus", "2"),
         Case(
             "evaluation",
             ("train_net.py", "--eval-only", *small, *network[1:])
@@ -111,7 +107,7 @@ def cases() -> list[Case]:
             (*scores, "--annotations", "{data}/people_truth.json.gz")
             + ("--curves", "{run}/out/curves", "--output", "{run}/out/scores.json"),
         ),
-        Case("onnx", (*export, "--format", "onnx", *network), long=True),
+        Case("onnx", (*export, "--format", "onnx", *network)),
         Case("torchscript", (*export, "--format", "torchscript", *network)),
         Case(
             "images",
@@ -124,13 +120,13 @@ def cases() -> list[Case]:
             (*demo, "--video-input", "{data}/walk.mp4", "--output", "{run}/out/drawn.mp4")
             + ("--track", "--json", "{run}/out/people.json", *network),
         ),
-        Case("drawn", (*drawn, "--output", "{run}/out"), at_work=has_pictures),
+        # Reads nothing that could be taken away.
+        Case("drawn", (*drawn, "--output", "{run}/out"), kinds=KILLS_AND_DISK),
         Case(
             "drawn by two",
             (*drawn, "--workers", "2", "--output", "{run}/out"),
-            kinds=WITH_WORKERS,
+            kinds=(*KILLS_AND_DISK, "worker"),
             at_work=has_workers,
-            long=True,
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""What lies in a folder: every file under a final name loads, and what they hold can be compared."""
+"""What lies in a folder: files under final names load, and what they hold can be compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client of `fault_server.py`: starts commands, lets faults happen to them, looks for orphans."""
+"""The client of `fault_server.py`: starts commands, looks how they end and for orphans."""
 
 from __future__ import annotations
 

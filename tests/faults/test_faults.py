@@ -10,6 +10,7 @@ import os
 
 import pytest
 from fault_cases import cases
+from fault_runs import Lost, Unanswered
 
 CASES = {case.name: case for case in cases()}
 NUMBER = int(os.environ.get("MPN_FAULTS", "0"))
@@ -31,5 +32,10 @@ LONG = [(case.name, kind) for case in CASES.values() for kind in case.kinds]
 
 @pytest.mark.parametrize(("name", "kind"), LONG if NUMBER else SHORT)
 def test_nothing_is_lost(scene, name, kind):
+    failures = []
     for seed in range(NUMBER or 1):
-        scene.play(CASES[name], kind, seed)
+        try:
+            scene.play(CASES[name], kind, seed)
+        except (Lost, Unanswered) as error:
+            failures.append(f"{type(error).__name__}: {error}")
+    assert not failures, "\n\n".join(failures)
