@@ -17,7 +17,7 @@ REPO = Path(__file__).resolve().parents[2]
 # Seconds after which a command that says nothing more counts as hanging, and orphans as such:
 # workers of a loader look every five seconds whether their parent lives.
 PATIENCE = float(os.environ.get("MPN_FAULTS_PATIENCE", "240"))
-LOOK = 0.002
+LOOK = 0.01
 
 
 class Unanswered(AssertionError):
@@ -71,7 +71,8 @@ class Running:
 
     def workers(self) -> list[int]:
         """Processes that it has forked or spawned for its work (not git, gcc ...)."""
-        return [pid for pid in members(self.pid) if pid != self.pid and is_python(pid)]
+        found = [pid for pid in members(self.pid) if pid != self.pid and is_python(pid)]
+        return [pid for pid in found if "resource_tracker" not in command_of(pid)]
 
 
 class Commands:

@@ -86,9 +86,9 @@ def test_a_full_disk_names_the_file(tmp_path):
     tensors = {"a": torch.zeros(9)}
     path = tmp_path / "a.pth"
     for write in (
-        lambda: open("/dev/full", "w").write("a" * 10**6),
+        lambda: open("/dev/full", "wb", buffering=0).write(b"a"),
         lambda: torch.save(tensors, "/dev/full"),  # torch's own writer
-        lambda: torch.save(tensors, open("/dev/full", "wb")),
+        lambda: torch.save(tensors, open("/dev/full", "wb", buffering=0)),
     ):
         with pytest.raises(OSError) as caught, replaced_when_done(path) as partial:
             partial.write_text("half")
