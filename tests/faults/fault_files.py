@@ -20,6 +20,7 @@ from mpn_d2.utils.metrics_file import METRICS, read_metrics
 _PARTIAL = re.compile(r"\.partial|\.tmp\d+$|^\.aside-")
 # Files that grow: a kill may leave their last line unfinished.
 _GROWING = re.compile(r"^log\.txt|^events\.out\.tfevents|^metrics\.json$")
+_SHARE = 1e-5
 # Of a file of figures: when, where and how it was made.
 _PROVENANCE = {"command", "commit", "date", "machine", "seconds"}
 
@@ -112,8 +113,13 @@ def frames(file: Path) -> list[bytes]:
     return found
 
 
-def assert_same(reference: Path, folder: Path) -> None:
+def assert_same(reference: Path, folder: Path, inexact: tuple[str, ...] = ()) -> None:
     """Two folders hold the same under the same names; partial files aside.
+
+    Args:
+        reference, folder: the two.
+        inexact: beginnings of names; tensors in these files may differ by _SHARE of their largest
+            number, or of 1.
 
     Raises:
         Lost: they do not; names the files.
@@ -129,16 +135,17 @@ def assert_same(reference: Path, folder: Path) -> None:
             f"{folder} lacks {sorted(both[0] - both[1])}, and {sorted(both[1] - both[0])} are new"
         )
     for name in sorted(both[0]):
-        difference = differs(load(reference / name), load(folder / name))
+        share = _SHARE if name.startswith(inexact) else 0.0
+        difference = differs(load(reference / name), load(folder / name), share=share)
         if difference is not None:
             raise Lost(f"{folder / name} differs from that without a fault: {difference}")
 
 
-def differs(a: object, b: object, path: str = "") -> str | None:
-    """Where two nested values differ, None where they are the same to the bit."""
+def differs(a: object, b: object, path: str = "", share: float = 0.0) -> str | None:
+    """Where two nested values differ, None where they are the same to the bit, or close."""
     if isinstance(a, torch.Tensor):
         same = isinstance(b, torch.Tensor) and a.dtype == b.dtype and a.shape == b.shape
-        return None if same and torch.equal(a, b) else path or "its content"
+        return None if same and is_close(a, b, share) else path or "its content"
     if type(a) is not type(b):
         return path or "its content"
     if isinstance(a, dict):
@@ -151,4 +158,14 @@ def differs(a: object, b: object, path: str = "") -> str | None:
         pairs = [(f"{path}/{i}", x, y) for i, (x, y) in enumerate(zip(a, b))]
     else:
         return None if a == b else path or "its content"
-    return next((found for p, x, y in pairs if (found := differs(x, y, p)) is not None), None)
+    return next(
+        (found for p, x, y in pairs if (found := differs(x, y, p, share)) is not None), None
+    )
+
+
+def is_close(a: torch.Tensor, b: torch.Tensor, share: float) -> bool:
+    """Whether tensors are equal, or differ by `share` of the largest number, or of 1."""
+    if not share or not a.numel():
+        return torch.equal(a, b)
+    largest = max(float(a.abs().max()), 1.0)
+    return torch.allclose(a.float(), b.float(), rtol=0, atol=share * largest)

@@ -99,12 +99,14 @@ class Scene:
             self._check_answer(kind, ended)
             check_files(self.run)
             self._repair()
+            if "--num-gpus" in case.arguments:
+                self._commands.check_orphans()  # they hold the port for a moment
             if ended.code != 0:
                 again = self.start(case, again=True)
                 if again.code != 0:
                     raise Lost(f"the command repeated ends with {again.code}: {again.err[-1500:]}")
             check_files(self.run)
-            assert_same(reference.folder, self.run)
+            assert_same(reference.folder, self.run, case.inexact)
             self._commands.check_orphans()
         except (Lost, Unanswered) as error:
             COUNTS[kind, type(error).__name__.lower()] += 1
