@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import os
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -100,7 +102,10 @@ def write_torchscript(network: ExportNetwork, path: str | os.PathLike, descripti
     """Writes a traced TorchScript file; torchvision's operators must be imported to load it."""
     with _quiet():
         traced = torch.jit.trace(network, (_noise(),), check_trace=False)
-    traced.save(os.fspath(path), _extra_files={DESCRIPTION: json.dumps(description)})
+    # Not into the file itself: on a full disk torch's writer ends the process (SIGABRT).
+    packed = io.BytesIO()
+    torch.jit.save(traced, packed, _extra_files={DESCRIPTION: json.dumps(description)})
+    Path(path).write_bytes(packed.getbuffer())
 
 
 def quantize_onnx(

@@ -98,7 +98,7 @@ def cases() -> list[Case]:
         training(
             "chain",
             "all",
-            ["SOLVER.MAX_ITER", "3", "SOLVER.CHECKPOINT_KEEP", "1"],
+            ["SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_KEEP", "1"],
             # The person stage (tests/engine/test_resume.py), and what stands on it.
             inexact=("out/person/", "out/assembly/", "out/model_final.pth"),
         ),
