@@ -95,6 +95,7 @@ from mpn_d2.engine.inference_speed import measure_inference
 from mpn_d2.engine.pipeline_speed import Settings, measure_pipeline
 from mpn_d2.engine.rcnn_speed import measure_heads
 from mpn_d2.engine.speed_reference import NAMES
+from mpn_d2.utils.files import check_file
 from mpn_d2.utils.results import write_results
 from mpn_d2.utils.speed_plot import plot_speed
 
@@ -149,6 +150,12 @@ def main(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
     if args.plot and args.part != "pipeline":
         raise ValueError(f"--plot shows part pipeline, not {args.part}")
+    # Not after hours of measuring.
+    check_file("--output", args.output)
+    if args.plot:
+        check_file("--plot", args.plot)
+        if Path(args.plot).resolve() == Path(args.output).resolve():
+            raise ValueError(f"--plot {args.plot} would overwrite --output: name another")
     register_pose_datasets()
     cfg = load_config(args.config_file, args.opts)
     figures = PARTS[args.part](args, cfg)

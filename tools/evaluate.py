@@ -26,6 +26,7 @@ from mpn_d2.evaluation.curves import Curves, write_curves
 from mpn_d2.evaluation.pose_evaluator import CURVE_FILES
 from mpn_d2.evaluation.results_file import TASKS, load_results
 from mpn_d2.structures.skeleton import get_skeleton
+from mpn_d2.utils.files import check_file, check_folder
 from mpn_d2.utils.results import flat_metrics, write_results
 
 
@@ -104,8 +105,12 @@ def check_arguments(args: argparse.Namespace) -> None:
     """ValueError for arguments that cannot be meant."""
     if args.curves and not is_picture(args.curves) and Path(args.curves).is_file():
         raise ValueError(f"--curves {args.curves} is a file: name a folder, or a .png")
-    if args.output and Path(args.output).is_dir():
-        raise ValueError(f"--output {args.output} is a folder: name a file")
+    if args.output:
+        check_file("--output", args.output)
+    if args.curves and is_picture(args.curves):
+        check_file("--curves", args.curves)
+    elif args.curves:
+        check_folder(args.curves)
     read = {Path(args.results).resolve(), Path(args.annotations).resolve()}
     output = Path(args.output).resolve() if args.output else None
     if output in read:

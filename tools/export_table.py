@@ -13,6 +13,7 @@ than 0.001 (of 1) from that of PyTorch with the same matching is an error.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 import time
@@ -81,18 +82,49 @@ def main(args: argparse.Namespace) -> None:
     cfg = load_config(str(CONFIG), [*weights, "OUTPUT_DIR", str(runs / "export"), *args.opts])
     cfg.MODEL.DEVICE = "cpu"
     cfg.freeze()
-    read_results(args.output)
+    digest = weights_digest(runs / "drawn-v1" / FINAL)
+    check_rows(read_results(args.output), args.rows, digest)
     for row in args.rows:
         if ROWS[row]:
             check_export(cfg, *ROWS[row])
     setup_logger(name="mpn_d2")
     for row in args.rows:
-        measure(cfg, runs, row, args.output)
+        measure(cfg, runs, row, args.output, digest)
     check_equal(read_results(args.output)["metrics"])
     show_table(args.output)
 
 
-def measure(cfg: CfgNode, runs: Path, row: str, output: str) -> None:
+def weights_digest(file: Path) -> str:
+    """What tells networks apart in the results.
+
+    Raises:
+        FileNotFoundError: there are no weights; names the training.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{file} not found: train it first (tools/train_synthetic.py --runs RUNS)"
+        )
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
+def check_rows(results: dict, rows: Sequence[str], digest: str) -> None:
+    """Raises a ValueError if rows that would stay in the results are of other weights."""
+    measured = results.get("runs", {})
+    others = [
+        row
+        for row in ROWS
+        if row not in rows
+        and measured.get(f"{GROUP}/{row}", {"weights": digest}).get("weights") != digest
+    ]
+    if others:
+        raise ValueError(
+            f"rows {', '.join(others)} in the results are of other weights: measure them again, "
+            "too (--rows), or name another --output"
+        )
+
+
+def measure(cfg: CfgNode, runs: Path, row: str, output: str, digest: str) -> None:
     """Exports what the row needs, evaluates it, and keeps its figures."""
     start = time.perf_counter()
     cfg = cfg.clone()
@@ -131,6 +163,7 @@ def measure(cfg: CfgNode, runs: Path, row: str, output: str) -> None:
         {**flat_metrics(results), **figures},
         seconds=time.perf_counter() - start,
         seed=cfg.SEED,
+        weights=digest,
         **extra,
     )
 

@@ -41,6 +41,7 @@ from mpn_d2.engine.setup import start_run
 from mpn_d2.engine.showcase import goes_on
 from mpn_d2.engine.stages import FINAL, train
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
+from mpn_d2.utils.files import check_file
 from mpn_d2.utils.results import flat_metrics, read_results, update_results
 
 REPO = Path(__file__).resolve().parents[1]
@@ -127,6 +128,8 @@ def main(args: Namespace) -> None:
     unknown = sorted(set(args.rows or ()) - set(rows))
     if unknown:
         raise ValueError(f"--rows {unknown[0]}: choose of {', '.join(rows)}")
+    # Not after hours of training.
+    check_file("--output", args.output)
     read_results(args.output)
     chosen = args.rows or list(rows)
     prepare_data(args.images, runs, args.data_images)

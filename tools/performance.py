@@ -28,7 +28,8 @@ from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.fast import MODES, unavailable
 from mpn_d2.engine.stages import FINAL, evaluate
 from mpn_d2.utils.doc_tables import fill_tables
-from mpn_d2.utils.performance_page import accuracy_table, speed_tables
+from mpn_d2.utils.files import check_folder
+from mpn_d2.utils.performance_page import accuracy_table, speed_tables, targets_table
 from mpn_d2.utils.results import flat_metrics, read_results, update_results
 from tools.inference_table import prepare_data, train_missing
 
@@ -71,6 +72,9 @@ def main(args: argparse.Namespace) -> None:
     if args.rounds < 1:
         raise ValueError("--rounds must be at least 1")
     output = Path(args.output).resolve()
+    # Not after hours of measuring.
+    for folder in (output / "results", output / "images", Path(args.runs)):
+        check_folder(folder)
     if args.only != "accuracy":
         for config in args.configs:
             measure_speed(config, output, args)
@@ -123,14 +127,19 @@ def measure_accuracy(output: Path, runs: Path, modes: list[str]) -> None:
 def tables(output: Path) -> dict[str, str]:
     """What stands between the markers of docs/performance.md, of the files that are there."""
     found: dict[str, str] = {}
+    measured = {}
     for config, file in SPEED.items():
         metrics = read_results(output / "results" / file).get("metrics", {})
+        measured[config] = metrics
         found |= speed_tables(config, metrics)
         picture = f"performance_{config}.png"
         if metrics and (output / "images" / picture).is_file():
             found[f"plot_{config}"] = f"![Time against people, {config}](images/{picture})"
     accuracy = accuracy_table(read_results(output / "results" / ACCURACY).get("metrics", {}))
-    return {**found, **({"accuracy": accuracy} if accuracy else {})}
+    main, light = "R_50_shared", "Lite_R_18"
+    targets = targets_table(main, measured[main], light, measured[light])
+    further = {"accuracy": accuracy, "targets": targets}
+    return {**found, **{name: table for name, table in further.items() if table}}
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from mpn_d2.evaluation.image_figures import ImageFigures, image_figures
 from mpn_d2.evaluation.results_file import CocoResults, load_results
 from mpn_d2.structures.skeleton import Skeleton, get_skeleton
 from mpn_d2.utils.comparison_pictures import draw_comparison
-from mpn_d2.utils.files import write_text_atomically
+from mpn_d2.utils.files import check_folder, write_text_atomically
 from mpn_d2.utils.results import format_figure
 from mpn_d2.utils.results_page import PagePicture, results_page
 from mpn_d2.utils.visualize import write_png
@@ -109,6 +109,7 @@ def check_arguments(args: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--images {args.images}: no such folder")
     if Path(args.output).exists() and not Path(args.output).is_dir():
         raise ValueError(f"--output {args.output} is a file: name a folder")
+    check_folder(args.output)
 
 
 def show_image(

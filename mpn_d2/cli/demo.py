@@ -30,7 +30,7 @@ from mpn_d2.engine.image_drawing import (
 )
 from mpn_d2.engine.pose_predictor import PosePredictor, check_share
 from mpn_d2.engine.video_drawing import DrawnFrames, camera_name, draw_video, name_video
-from mpn_d2.utils.files import JsonListWriter, check_folder, make_folder
+from mpn_d2.utils.files import JsonListWriter, check_file, check_folder, make_folder
 from mpn_d2.utils.safe_files import add_trust_argument
 from mpn_d2.utils.video import Camera, VideoReader
 from mpn_d2.utils.visualize import KEYPOINT_THRESHOLD
@@ -116,10 +116,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ValueError(f"--batch-size is {args.batch_size}: at least 1 is needed")
     if args.batch_size > 1 and args.webcam is not None:
         raise ValueError("--batch-size is for images and videos: a camera's frames go one by one")
-    if args.json and os.path.isdir(args.json):
-        raise ValueError(f"--json {args.json} is a folder: name a file")
     if args.json:
-        check_folder(os.path.dirname(args.json))
+        check_file("--json", args.json)
     if args.input and args.track:
         raise ValueError("--track follows people in a video: give --video-input or --webcam")
     if not args.output and args.webcam is None:
@@ -143,7 +141,7 @@ def _images(args: argparse.Namespace, report: DrawingReport) -> str:
         make_folder(args.output)
         for line in missing:
             report.fail(line)
-        options = _drawing_options(args)
+        options = _drawing_options(args, predictor)
         draw_images(files, targets, predictor, options, report, rows, args.batch_size)
     return _where(args.output, args.json)
 
@@ -155,7 +153,7 @@ def _video(args: argparse.Namespace, report: DrawingReport) -> str:
         predictor = _predictor(args)
         with ExitStack() as stack:
             rows = stack.enter_context(JsonListWriter(args.json)) if args.json else None
-            drawn = DrawnFrames(_drawing_options(args), path, source.fps, rows=rows)
+            drawn = DrawnFrames(_drawing_options(args, predictor), path, source.fps, rows=rows)
             draw_video(
                 source,
                 predictor,
@@ -177,7 +175,9 @@ def _camera(args: argparse.Namespace, report: DrawingReport) -> str:
         source = stack.enter_context(Camera(args.webcam))
         predictor = _predictor(args)
         rows = stack.enter_context(JsonListWriter(args.json)) if args.json else None
-        drawn = DrawnFrames(_drawing_options(args), path, source.fps, rows=rows, live=True)
+        drawn = DrawnFrames(
+            _drawing_options(args, predictor), path, source.fps, rows=rows, live=True
+        )
         if window is None:
             print(f"recording {source.path}: Ctrl-C ends it", flush=True)
         draw_video(
@@ -214,10 +214,11 @@ def _predictor(args: argparse.Namespace) -> PosePredictor:
     )
 
 
-def _drawing_options(args: argparse.Namespace) -> DrawingOptions:
+def _drawing_options(args: argparse.Namespace, predictor: PosePredictor) -> DrawingOptions:
     return DrawingOptions(
         boxes=not args.no_boxes,
         mask=not args.no_mask,
+        mask_threshold=predictor.cfg.EVAL.MASK_THRESH,
         keypoint_threshold=args.keypoint_threshold,
         heatmaps=args.heatmaps,
     )

@@ -28,13 +28,14 @@ def move_trunk(moving: Moving, prefix: str = "") -> dict[str, object]:
         prefix: before the trunk's names.
 
     Returns:
-        The settings that go with it: images are RGB, normalised as for ImageNet, and the stride of
-        a bottleneck is in its 3x3 convolution.
+        The settings that go with it: images are RGB, normalised as for ImageNet; of bottlenecks,
+        the stride is in the 3x3 convolution, which has so many groups and channels.
 
     Raises:
         ValueError: numbers of blocks that no ResNet has.
     """
     numbers, bottleneck = _blocks(moving, prefix)
+    widths = _widths(moving, prefix) if bottleneck else {}
     if (numbers, bottleneck) not in DEPTHS:
         kind = "bottlenecks" if bottleneck else "basic blocks"
         raise ValueError(
@@ -61,7 +62,19 @@ def move_trunk(moving: Moving, prefix: str = "") -> dict[str, object]:
     }
     if bottleneck:
         settings["MODEL.RESNETS.STRIDE_IN_1X1"] = False
-    return settings
+    return settings | widths
+
+
+def _widths(moving: Moving, prefix: str) -> dict[str, object]:
+    """Settings of a ResNeXt's groups or a wide ResNet's channels, from a 3x3 convolution."""
+    name = f"{prefix}layer1.0.conv2.weight"
+    if name not in moving:
+        return {}
+    channels, per_group = moving.shape(name)[:2]
+    return {
+        "MODEL.RESNETS.NUM_GROUPS": channels // per_group,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": per_group,
+    }
 
 
 def _blocks(moving: Moving, prefix: str) -> tuple[tuple[int, ...], bool]:

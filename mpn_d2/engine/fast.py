@@ -296,11 +296,11 @@ class _ConvByLevel(nn.Module):
         self.biases = nn.ParameterList(bias for _, bias in folded)
         self.stride, self.padding = conv.stride, conv.padding
         self.dilation, self.groups = conv.dilation, conv.groups
-        self.level = 0
+        self._pos = 0
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self.weights[self.level], self.biases[self.level]
-        self.level = (self.level + 1) % len(self.weights)
+        weight, bias = self.weights[self._pos], self.biases[self._pos]
+        self._pos = (self._pos + 1) % len(self.weights)
         return nn.functional.conv2d(
             x, weight, bias, self.stride, self.padding, self.dilation, self.groups
         )

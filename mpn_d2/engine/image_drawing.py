@@ -28,6 +28,7 @@ class DrawingOptions:
 
     boxes: bool = True
     mask: bool = True
+    mask_threshold: float = 0.5
     keypoint_threshold: float = KEYPOINT_THRESHOLD
     heatmaps: bool = False  # as a second picture
 
@@ -36,6 +37,7 @@ class DrawingOptions:
             image_rgb,
             boxes=self.boxes,
             mask=self.mask,
+            mask_threshold=self.mask_threshold,
             keypoint_threshold=self.keypoint_threshold,
         )
 

@@ -6,7 +6,6 @@ PoseInference around it. Spec section 10; config keys TTA, ENSEMBLE, REFINE, OKS
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,8 +20,9 @@ from mpn_d2.config_files import config_file
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.fast import check_speed, speed_up
+from mpn_d2.engine.inference_checks import check_ranges, check_system, warn_of_idle_keys
 from mpn_d2.engine.rcnn_checks import RCNN, check_rcnn_inference, gives_masks
-from mpn_d2.engine.refine import build_refiner
+from mpn_d2.engine.refine import build_refiner, check_refinement
 from mpn_d2.engine.size_groups import same_in_any_batch
 from mpn_d2.engine.suppression import PoseSuppression
 from mpn_d2.engine.tta import Look, merge_looks, pool_people
@@ -33,18 +33,6 @@ from mpn_d2.structures.skeleton import get_skeleton
 
 FUSIONS = ("maps", "poses")
 BOXES = ("merged", "base")
-# Keys of numbers, with the least and the most that they can be.
-RANGES = (
-    ("MODEL.PEAKS.THRESH", 0, 1),
-    ("MODEL.PEAKS.MAX_PER_TYPE", 1, math.inf),
-    ("MODEL.RETINANET.SCORE_THRESH_TEST", 0, 1),
-    ("MODEL.RETINANET.NMS_THRESH_TEST", 0, 1),
-    ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0, 1),
-    ("MODEL.ROI_HEADS.NMS_THRESH_TEST", 0, 1),
-    ("MODEL.ASSEMBLER.BOX_SCORE_THRESH", 0, 1),
-    ("TEST.DETECTIONS_PER_IMAGE", 1, math.inf),
-    ("INPUT.MIN_SIZE_TEST", 0, math.inf),
-)
 
 
 def build_inference_model(
@@ -96,7 +84,8 @@ def wraps(cfg: CfgNode) -> bool:
 
 
 def check_inference_config(cfg: CfgNode) -> None:
-    """Raises a ValueError that names the keys of inference that cannot be meant so."""
+    """Raises a ValueError that names the keys of inference that cannot be meant so; warns of those
+    that do nothing."""
     for key, value, known in (
         ("TTA.FUSION", cfg.TTA.FUSION, FUSIONS),
         ("TTA.BOXES", cfg.TTA.BOXES, BOXES),
@@ -108,11 +97,17 @@ def check_inference_config(cfg: CfgNode) -> None:
     check_speed(cfg)
     PoseSuppression(cfg.OKS_NMS.MODE, cfg.OKS_NMS.THRESH, ())
     build_view_plan(cfg)
+    check_refinement(cfg)
     check_rcnn_inference(cfg)
     if wraps(cfg) and cfg.MODEL.META_ARCHITECTURE == RCNN and not cfg.MODEL.KEYPOINT_ON:
         raise ValueError(
             "MODEL.KEYPOINT_ON is False, but TTA, ENSEMBLE, REFINE and OKS_NMS compare poses: "
             "switch them off, or keypoints on"
+        )
+    if wraps(cfg) and cfg.SINGLE_PERSON.ENABLED:
+        raise ValueError(
+            "SINGLE_PERSON.ENABLED is True: TTA, ENSEMBLE, REFINE and OKS_NMS are for networks of "
+            "whole images, which name this config as their REFINE.CONFIG: switch them off"
         )
     if cfg.REFINE.WEIGHTS and not cfg.REFINE.CONFIG:
         raise ValueError("REFINE.WEIGHTS is given without REFINE.CONFIG: give the config, too")
@@ -121,6 +116,9 @@ def check_inference_config(cfg: CfgNode) -> None:
             "TEST.AUG.ENABLED is Detectron2's augmentation of boxes, which knows no keypoints: "
             "set TTA.ENABLED True instead (TTA.SCALES, TTA.FLIP, TTA.CROPS)"
         )
+    for key, names in cfg.ENSEMBLE.items():
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError(f"ENSEMBLE.{key} is {list(names)}: names of files are needed")
     if len(cfg.ENSEMBLE.CONFIGS) != len(cfg.ENSEMBLE.WEIGHTS):
         raise ValueError(
             f"ENSEMBLE.CONFIGS names {len(cfg.ENSEMBLE.CONFIGS)} models and ENSEMBLE.WEIGHTS "
@@ -142,13 +140,9 @@ def check_inference_config(cfg: CfgNode) -> None:
                 f"EVAL.{key} is {cfg.EVAL[key]!r}: annotations take the place of predictions in a "
                 "plain pass alone: switch TTA, ENSEMBLE, REFINE, OKS_NMS and EVAL.ERROR_BUDGET off"
             )
-    for key, least, most in RANGES:
-        value = cfg
-        for name in key.split("."):
-            value = value[name]
-        if not least <= value <= most:
-            allowed = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
-            raise ValueError(f"{key} is {value}: {allowed} is needed")
+    check_ranges(cfg)
+    check_system(cfg)
+    warn_of_idle_keys(cfg)
 
 
 def check_inference_files(cfg: CfgNode) -> None:

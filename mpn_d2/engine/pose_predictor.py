@@ -126,10 +126,22 @@ class PosePredictor:
             An iterator with a PosePrediction for each frame.
 
         Raises:
-            ValueError: a batch size below 1; the iterator raises as `__call__` does.
+            ValueError: a batch size below 1, or one image, file or video in the place of frames;
+                the iterator raises as `__call__` does.
         """
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}: at least 1 is needed")
+        # A path has letters, and an image has rows, one after another.
+        if isinstance(frames, (str, os.PathLike)):
+            raise ValueError(
+                f"stream takes frames one after another, not the path {os.fspath(frames)!r}: for a "
+                "video give (f.image for f in VideoReader(path)), for an image call the predictor"
+            )
+        if isinstance(frames, np.ndarray) and frames.ndim != 4:
+            raise ValueError(
+                f"stream takes frames one after another, not an array {frames.shape}: "
+                "(N, H, W, C) is needed; for one image call the predictor"
+            )
         return self._stream(iter(frames), batch_size, self.tracker() if track else None)
 
     def tracker(self) -> PoseTracker:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 
+from mpn_d2.engine.inference_checks import reads_images
 from mpn_d2.engine.inference_model import build_inference_model
 from mpn_d2.engine.views import View, Viewer
 
@@ -40,6 +41,11 @@ class ImagePredictor:
             raise ValueError(
                 "a single-person network looks at people whose boxes are known: give the config "
                 "of a whole network, with this one as its REFINE.CONFIG"
+            )
+        if not reads_images(cfg):
+            raise ValueError(
+                f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} takes no images: give the "
+                "config of a whole network, or assemble keypoints with tools/assemble.py"
             )
         for key in ("KEYPOINT_SOURCE", "BOX_SOURCE"):
             if cfg.EVAL[key] != "pred":

@@ -41,17 +41,10 @@ def build_refiner(cfg: CfgNode) -> PoseRefiner | None:
             not fit it, an unknown MERGE, pool without OKS_NMS, or a threshold out of 0 to 1; names
             the key.
     """
+    check_refinement(cfg)
     refine = cfg.REFINE
-    if refine.MERGE not in MERGES:
-        raise ValueError(f"REFINE.MERGE is {refine.MERGE!r}; choose one of {', '.join(MERGES)}")
-    if not 0 <= refine.BOX_SCORE_THRESH <= 1:
-        raise ValueError(f"REFINE.BOX_SCORE_THRESH is {refine.BOX_SCORE_THRESH}: give 0 to 1")
     if not refine.CONFIG:
         return None
-    if refine.MERGE == "pool" and cfg.OKS_NMS.MODE == "none":
-        raise ValueError(
-            "REFINE.MERGE pool leaves two people in each box: set OKS_NMS.MODE hard or soft"
-        )
     if not refine.WEIGHTS:
         raise ValueError(f"REFINE.WEIGHTS is empty: give the checkpoint of {refine.CONFIG}")
     try:
@@ -78,6 +71,19 @@ def build_refiner(cfg: CfgNode) -> PoseRefiner | None:
         box_score_thresh=refine.BOX_SCORE_THRESH,
         swap_channels=own.INPUT.FORMAT != cfg.INPUT.FORMAT,
     )
+
+
+def check_refinement(cfg: CfgNode) -> None:
+    """Raises a ValueError that names a key of REFINE that cannot be meant so."""
+    refine = cfg.REFINE
+    if refine.MERGE not in MERGES:
+        raise ValueError(f"REFINE.MERGE is {refine.MERGE!r}; choose one of {', '.join(MERGES)}")
+    if not 0 <= refine.BOX_SCORE_THRESH <= 1:
+        raise ValueError(f"REFINE.BOX_SCORE_THRESH is {refine.BOX_SCORE_THRESH}: give 0 to 1")
+    if refine.CONFIG and refine.MERGE == "pool" and cfg.OKS_NMS.MODE == "none":
+        raise ValueError(
+            "REFINE.MERGE pool leaves two people in each box: set OKS_NMS.MODE hard or soft"
+        )
 
 
 def _check(cfg: CfgNode, own: CfgNode) -> None:

@@ -92,6 +92,8 @@ def build_view_plan(cfg: CfgNode) -> ViewPlan:
     """
     if not cfg.TTA.ENABLED:
         return ViewPlan()
+    if not all(type(scale) in (int, float) for scale in cfg.TTA.SCALES):
+        raise ValueError(f"TTA.SCALES is {list(cfg.TTA.SCALES)}: numbers are needed")
     return ViewPlan(
         scales=tuple(float(s) for s in cfg.TTA.SCALES),
         flip=cfg.TTA.FLIP,

@@ -24,6 +24,18 @@ def check_folder(folder: str | os.PathLike) -> None:
             raise NotADirectoryError(f"folder {folder} cannot be made: {place} is a file")
 
 
+def check_file(name: str, path: str | os.PathLike) -> None:
+    """Raises an error for a file that cannot be written, before the work that fills it.
+
+    Raises:
+        ValueError: a folder is in its place; names the argument `name`.
+        OSError: a file is in the place of its folder.
+    """
+    if os.path.isdir(path):
+        raise ValueError(f"{name} {os.fspath(path)} is a folder: name a file")
+    check_folder(os.path.dirname(path))
+
+
 def make_folder(folder: str | os.PathLike) -> None:
     """Makes a folder and those above it where they are missing; OSError as `check_folder`."""
     check_folder(folder)

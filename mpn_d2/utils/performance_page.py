@@ -16,6 +16,11 @@ SCORES = {"keypoint AP": "keypoints/AP", "box AP": "bbox/AP", "person IoU": "sem
 _BOUND = {"fp32": "float32", "half": "bfloat16"}
 _GPU_BOUND = {"fp32": "float32", "half": "float16"}
 Metrics = dict[str, float | None]
+# Issue 7's targets: most percent of Keypoint R-CNN's time, by people and mode of the main system
+# and of the light one; of its own time at one person at fifty; of Keypoint R-CNN's memory.
+_MOST_TIME = {(1, "fp32"): 100.0, (5, "fp32"): 80.0, (20, "fp32"): 50.0, (20, "fastest"): 25.0}
+_MOST_LIGHT = {(20, "fp32"): 10.0}
+_MOST_GROWTH, _MOST_MEMORY = 110.0, 100.0
 
 
 def speed_tables(system: str, metrics: Metrics) -> dict[str, str]:
@@ -39,6 +44,39 @@ def speed_tables(system: str, metrics: Metrics) -> dict[str, str]:
         "bound": _bound(system, against, metrics),
     }
     return {f"{name}_{system}": table for name, table in found.items() if table}
+
+
+def targets_table(system: str, metrics: Metrics, light: str, light_metrics: Metrics) -> str:
+    """What was aimed at and what was measured, percent; "" where the main system was not measured.
+
+    Args:
+        system, light: the configs' names in the figures.
+        metrics, light_metrics: of their files of tools/benchmark.py, against Keypoint R-CNN.
+    """
+    if not metrics:
+        return ""
+    rows = _ratios(system, metrics, _MOST_TIME)
+    times = [metrics.get(f"seconds/{system}/{count}/fp32") for count in (50, 1)]
+    grown = None if None in times else 100 * times[0] / times[1]
+    rows.append((f"{system}, fp32: time at 50 people of that at 1", [_MOST_GROWTH, grown]))
+    own = metrics.get(f"peak_mib/{system}/20/fp32")
+    peaks = [metrics[n] for n in metrics if _is(n, "peak_mib", 3) and n.split("/")[1] != system]
+    share = 100 * own / peaks[0] if peaks and own is not None else None
+    rows.append((f"{system}, fp32: memory at 20 people", [_MOST_MEMORY, share]))
+    rows += _ratios(light, light_metrics, _MOST_LIGHT)
+    return _table(["", "at most, %", "measured, %"], rows)
+
+
+def _ratios(
+    system: str, metrics: Metrics, most: dict[tuple[int, str], float]
+) -> list[tuple[str, list[float | None]]]:
+    return [
+        (
+            f"{system}, {mode}: time at {count} {'person' if count == 1 else 'people'}",
+            [limit, _times(metrics.get(f"ratio/{count}/{mode}"), 100)],
+        )
+        for (count, mode), limit in most.items()
+    ]
 
 
 def accuracy_table(metrics: Metrics) -> str:

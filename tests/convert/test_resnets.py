@@ -67,6 +67,20 @@ def test_torchvision(name, depth, tmp_path, paper_config):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "groups", "width"), [("resnext50_32x4d", 32, 4), ("wide_resnet50_2", 1, 128)]
+)
+def test_groups_and_widths(name, groups, width, tmp_path, paper_config):
+    network = shaken(torchvision.models.get_model(name))
+    options = ["MODEL.RESNETS.NUM_GROUPS", str(groups), "MODEL.RESNETS.WIDTH_PER_GROUP", str(width)]
+    cfg = paper_config("MultiPoseNet/R_50.yaml", [*SMALL, *options])
+    check("torchvision_resnet", network, cfg, tmp_path / "x.pth")
+    # The weights of either do not go into the plain network.
+    cfg = paper_config("MultiPoseNet/R_50.yaml", SMALL)
+    with pytest.raises(ValueError, match=rf'MODEL\.RESNETS\.WIDTH_PER_GROUP "{width}"'):
+        PoseCheckpointer(build_model(cfg), cfg=cfg).load(str(tmp_path / "x.pth"))
+
+
 def test_timm(tmp_path, paper_config):
     timm = pytest.importorskip("timm")
     network = shaken(timm.create_model("resnet34"))

@@ -18,6 +18,7 @@ from torch import nn
 
 from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.engine.build import build_pose_model
+from mpn_d2.engine.inference_model import build_inference_model
 from mpn_d2.engine.trainer import PoseTrainer
 
 SMALL = [
@@ -141,3 +142,37 @@ def test_voc_splits_run_through_the_same_loader(
         assert np.array(Image.open(file)).shape == size
     with pytest.raises(ValueError, match=r"has masks of people alone.*EVAL\.TASKS is \['bbox'"):
         PoseTrainer.test(configure(name), model)
+
+
+def test_voc_at_several_scales(
+    configure: Callable, model: nn.Module, voc: Path, tmp_path: Path
+) -> None:
+    """The masks that are written are those that all views together say, in the image's size."""
+    views = ["TTA.ENABLED", "True", "TTA.SCALES", "[1.0, 0.5]", "TTA.FLIP", "True"]
+    name = "voc_2012_person_val"
+    only = ["EVAL.TASKS", "['sem_seg']", "EVAL.MASK_THRESH", "0.5"]
+    cfg = configure(name, *only, *views)
+    several = build_inference_model(cfg, "", load=lambda *_: model)
+    seen = {}
+
+    class Noted(nn.Module):
+        full_size_input = several.full_size_input
+
+        def forward(self, inputs: list[dict]) -> list[dict]:
+            results = several(inputs)
+            for x, result in zip(inputs, results, strict=True):
+                assert tuple(x["image"].shape[1:]) == (x["height"], x["width"])
+                # A random network is unsure; half of the image is to be people.
+                p = result["sem_seg"][1]
+                p = (p > p.median()).float()
+                result["sem_seg"] = torch.stack([1 - p, p])
+                seen[Path(x["file_name"]).stem] = p.numpy()
+            return results
+
+    (results,) = PoseTrainer.test(cfg, Noted().eval())[name].values()
+    assert 0 < results["IoU-person"] < 100
+    assert {i: p.shape for i, p in seen.items()} == SIZES
+    for image_id, p in seen.items():
+        file = f"inference/{name}/results/VOC2012/Segmentation/comp6_val_cls/{image_id}.png"
+        found = np.array(Image.open(tmp_path / "out" / file)) == 15
+        np.testing.assert_array_equal(found, p > 0.5)

@@ -241,6 +241,28 @@ def test_many_networks_are_compiled_each_for_itself(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.parametrize("mode", ["plain", "fp32"])
+def test_a_pass_that_was_interrupted_leaves_no_trace(mode, paper_config):
+    """Norms count pyramid levels: Ctrl-C, or no memory left, among them must not shift them."""
+    model = take_steps(built(narrow(paper_config, "MultiPoseNet/Lite_R_18.yaml")), MODES[mode])
+    x = images((64, 64))
+    want = model(x)[0]["instances"]
+    calls = []
+
+    def interrupt(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    handle = model.head.cls_score.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    handle.remove()
+    found = model(x)[0]["instances"]
+    assert torch.equal(found.scores, want.scores)
+    assert torch.equal(found.pred_boxes.tensor, want.pred_boxes.tensor)
+
+
 def test_folding_leaves_no_norm_that_does_not_depend_on_the_image(paper_config):
     model = take_steps(built(narrow(paper_config, "MultiPoseNet/Lite_R_18.yaml")), ["fold"])
     kinds = (nn.BatchNorm2d, FrozenBatchNorm2d, CycleBatchNormList)

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 from pathlib import Path
 
-from mpn_d2.engine.image_drawing import find_images, heatmap_file, name_ids, name_outputs
+from PIL import Image
+from square_people import NETWORK, SquareNetwork, scene
+from tqdm import tqdm
+
+from mpn_d2 import PosePredictor
+from mpn_d2.engine import image_drawing
+from mpn_d2.engine.image_drawing import (
+    DrawingOptions,
+    DrawingReport,
+    draw_images,
+    find_images,
+    heatmap_file,
+    name_ids,
+    name_outputs,
+)
 
 
 def test_find_images(tmp_path: Path):
@@ -45,3 +61,24 @@ def test_heatmaps_overwrite_nothing():
     assert list(name_outputs(files, "out").values()) == [
         *("out/a.png", "out/a_heatmaps.png", "out/a_2.png")
     ]
+
+
+def test_progress_counts_drawn_and_unreadable_images(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(NETWORK, SquareNetwork)
+    shown = io.StringIO()
+    bar = functools.partial(tqdm, file=shown, mininterval=0)
+    # As on a terminal.
+    monkeypatch.setattr(image_drawing, "tqdm", lambda **given: bar(**{**given, "disable": False}))
+    monkeypatch.setattr(DrawingReport, "fail", lambda self, line: self.failures.append(line))
+    files = [str(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+    for file in files[::2]:
+        Image.fromarray(scene({"red": (5, 5, 30, 60)}, (64, 64))).save(file)
+    Path(files[1]).touch()
+    report = DrawingReport()
+    targets = name_outputs(files, str(tmp_path / "out"))
+    (tmp_path / "out").mkdir()
+    predictor = PosePredictor("quick/demo.yaml", "some.pth")
+    draw_images(files, targets, predictor, DrawingOptions(), report, None, 1)
+    assert (report.pictures, len(report.failures)) == (2, 1)
+    assert "0/3" in shown.getvalue() and "3/3" in shown.getvalue()
+    assert "image/s" in shown.getvalue() or "s/image" in shown.getvalue()

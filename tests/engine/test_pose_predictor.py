@@ -288,6 +288,20 @@ def test_a_given_config_stays(squares):
 # ------------------------------------------------------------------- streams
 
 
+def test_what_is_no_stream_is_named(squares, tmp_path: Path):
+    """A path would be taken letter by letter, an image row by row."""
+    image, predictor = scene(TWO, SIZE), squares()
+    for frames, words in (
+        ("walk.mp4", "'walk.mp4'.*VideoReader"),
+        (tmp_path, "VideoReader"),
+        (image, r"array \(110, 160, 3\).*call the predictor"),
+        (image[..., 0], r"array \(110, 160\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            predictor.stream(frames)
+    assert [len(people) for people in predictor.stream(np.stack([image, image]))] == [2, 2]
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_stream_is_lazy_and_in_order(squares, size: int):
     predictor = squares()

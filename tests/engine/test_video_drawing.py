@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import json
 import threading
 import time
@@ -11,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from square_people import NETWORK, SquareNetwork, scene
+from tqdm import tqdm
 
 from mpn_d2 import PosePredictor
+from mpn_d2.engine import video_drawing
 from mpn_d2.engine.image_drawing import DrawingOptions, DrawingReport
 from mpn_d2.engine.video_drawing import DrawnFrames, draw_video, name_video
 from mpn_d2.utils.files import JsonListWriter
@@ -104,6 +108,15 @@ def test_the_three_run_at_once(tmp_path: Path, predictor: PosePredictor):
     report = draw(tmp_path, source, predictor, drawing_at={0: together.wait})
     assert not together.broken
     assert (report.pictures, report.people, report.failures) == (8, 8, [])
+
+
+def test_progress_counts_frames(tmp_path: Path, predictor: PosePredictor, monkeypatch):
+    shown = io.StringIO()
+    # As on a terminal.
+    bar = functools.partial(tqdm, file=shown, mininterval=0)
+    monkeypatch.setattr(video_drawing, "tqdm", lambda **given: bar(**{**given, "disable": False}))
+    draw(tmp_path, Frames(4), predictor)
+    assert "0/4" in shown.getvalue() and "4/4" in shown.getvalue()
 
 
 def test_memory_is_bounded(tmp_path: Path, predictor: PosePredictor):

@@ -57,6 +57,8 @@ def test_parts_cover_every_pixel_and_are_there_once(size, crops, overlap):
         (["TTA.SCALES", "[]"], "TTA.SCALES"),
         (["TTA.SCALES", "[1.0, 0.0]"], "TTA.SCALES"),
         (["TTA.SCALES", "[.nan]"], "TTA.SCALES"),
+        (["TTA.SCALES", "['large']"], r"TTA.SCALES is \['large'\]: numbers are needed"),
+        (["TTA.SCALES", "[None]"], r"TTA.SCALES is \[None\]: numbers are needed"),
         (["TTA.CROPS", "-1"], "TTA.CROPS is -1"),
         (["TTA.CROP_OVERLAP", "1.0"], "TTA.CROP_OVERLAP is 1.0"),
     ],

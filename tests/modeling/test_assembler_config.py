@@ -56,6 +56,16 @@ def test_weights_that_hold_more_than_data_need_trust(tmp_path, monkeypatch):
         assert torch.equal(value, weights[f"assembler.{name}"])
 
 
+def test_keras_files_are_to_be_converted(tmp_path):
+    cfg = get_cfg()
+    add_mpn_config(cfg)
+    cfg.MODEL.ASSEMBLER.EVIDENCE = "prn"
+    cfg.MODEL.ASSEMBLER.WEIGHTS = str(tmp_path / "prn.H5")
+    Path(cfg.MODEL.ASSEMBLER.WEIGHTS).write_bytes(b"\x89HDF")
+    with pytest.raises(ValueError, match=r"prn\.H5 is a file of Keras.*convert_checkpoint"):
+        build_pose_assembler(cfg)
+
+
 def test_unknown_parts_list_the_known_ones():
     cfg = get_cfg()
     add_mpn_config(cfg)

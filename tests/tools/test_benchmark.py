@@ -194,6 +194,26 @@ def test_figures_of_the_pipeline(tmp_path, sample_dir, capsys, monkeypatch) -> N
     assert plot.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_systems_take_turns_and_the_first_turn_does_not_count() -> None:
+    """What else the machine does hits them alike."""
+    order: list[tuple[str, int, int]] = []
+
+    def runner(name: str) -> pipeline_speed.Runner:
+        def run(inputs: list[dict], people: object) -> list[dict]:
+            order.append((name, len(inputs), len(people)))
+            return []
+
+        return pipeline_speed.Runner(name, "plain", run)
+
+    settings = pipeline_speed.Settings("a", [2], rounds=3, batch=2)
+    times = pipeline_speed.times_in_turns([runner("a"), runner("b")], settings, 2, 64)
+    assert order == [("a", 2, 2), ("b", 2, 2)] * 4
+    assert {key: len(values) for key, values in times.items()} == {
+        ("a", "plain"): 3,
+        ("b", "plain"): 3,
+    }
+
+
 def test_operations_and_parameters_are_counted_right(sample_dir) -> None:
     from mpn_d2.config import load_config
     from mpn_d2.engine.build import build_pose_model
@@ -239,11 +259,23 @@ def test_one_core_is_one_thread_of_both() -> None:
     cv2.setNumThreads(before[1])
 
 
-def test_memory_is_measured_for_the_network_and_the_other(sample_dir) -> None:
+def test_memory_is_measured_for_the_network_and_the_other(sample_dir, monkeypatch) -> None:
     from mpn_d2.config import load_config
 
     cfg = load_config(str(sample_dir.parents[1] / LITE), [*OPTIONS])
     assert 200 < pipeline_speed._peak(cfg.dump(), "", "fp32", 3, 64, 2) < 8000
+    seen = []
+
+    class Other:
+        def __init__(self, name: str, device: str) -> None:
+            seen.append((name, device))
+
+        def __call__(self, inputs: list[dict], boxes: torch.Tensor) -> None:
+            seen.append((len(inputs), tuple(inputs[0]["image"].shape), tuple(boxes.shape)))
+
+    monkeypatch.setattr(pipeline_speed, "TopDown", Other)
+    assert pipeline_speed._peak(cfg.dump(), "keypoint_rcnn", "plain", 3, 64, 2) > 200
+    assert seen == [("keypoint_rcnn", "cpu"), *[(2, (3, 64, 64), (3, 4))] * 2]
 
 
 @pytest.mark.parametrize(
@@ -271,6 +303,29 @@ def test_what_cannot_be_measured_is_refused(
     with pytest.raises(ValueError, match=message):
         benchmark.main(args)
     assert not (tmp_path / "b.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("output", "plot", "message"),
+    [
+        (".", None, "--output . is a folder: name a file"),
+        ("file/b.json", None, "folder file cannot be made"),
+        ("b.json", ".", "--plot . is a folder: name a file"),
+        ("b.json", "file/b.png", "folder file cannot be made"),
+        ("b.json", "./b.json", "--plot ./b.json would overwrite --output"),
+    ],
+)
+def test_files_that_cannot_be_written_are_told_before_all(
+    output, plot, message, sample_dir, tmp_path, monkeypatch
+) -> None:
+    """Not after hours, with the figures lost."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(benchmark, "load_config", None)
+    given = ["--config-file", "any.yaml", "--output", output, *(["--plot", plot] if plot else [])]
+    with pytest.raises((ValueError, OSError), match=message):
+        benchmark.main(benchmark.parse_args(given))
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_mode_that_the_machine_lacks_is_not_available(monkeypatch, sample_dir) -> None:

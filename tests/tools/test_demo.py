@@ -303,8 +303,8 @@ def test_what_is_drawn(run, monkeypatch, tmp_path: Path):
     image = scene({"red": (20, 10, 60, 90)}, (100, 80))
     Image.fromarray(image).save(tmp_path / "a.png")
 
-    def draw(*options: str) -> np.ndarray:
-        assert run([tmp_path / "a.png"], *options) == 0
+    def draw(*options: str, opts: list[str] | None = None) -> np.ndarray:
+        assert run([tmp_path / "a.png"], *options, opts=opts) == 0
         picture = read_image(str(tmp_path / "drawn" / "a.png"), "RGB")
         return (picture != image).any(axis=2)
 
@@ -315,6 +315,8 @@ def test_what_is_drawn(run, monkeypatch, tmp_path: Path):
     boxes = draw("--no-mask")
     assert boxes[50, 19:21].any() and (whole & ~boxes).sum() > 200
     assert not draw("--no-boxes", "--no-mask", "--keypoint-threshold", "0.7").any()
+    # The mask says 0.9.
+    assert (draw(opts=["EVAL.MASK_THRESH", "0.95"]) == boxes).all()
     assert not list((tmp_path / "drawn").glob("*heat*"))
     assert (draw("--heatmaps") == whole).all()
     heat = read_image(str(tmp_path / "drawn" / "a_heatmaps.png"), "RGB").max(axis=2)

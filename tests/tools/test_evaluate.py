@@ -138,6 +138,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     content = json.loads(ANNOTATIONS.read_text())
     empty = write(tmp_path / "empty.json", {**content, "annotations": []})
     without = write(tmp_path / "info.json", {k: content[k] for k in ("images", "categories")})
+    (tmp_path / "a.png").mkdir()
     nan = [{**rows[0], "score": float("nan")}]
     poses = [{k: v for k, v in row.items() if k != "bbox"} for row in rows]
     cases = [
@@ -150,6 +151,8 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         (rows, ("--skeleton", "dog"), {}, "unknown skeleton 'dog'"),
         (poses, ("--tasks", "bbox"), {}, "no row has 'bbox', so it cannot be scored"),
         (rows, ("--curves", str(tmp_path / "results.json")), {}, "is a file: name a folder, or a"),
+        (rows, ("--curves", str(tmp_path / "a.png")), {}, "a.png is a folder: name a file"),
+        (rows, ("--curves", f"{ANNOTATIONS}/c"), {}, f"cannot be made: {ANNOTATIONS} is a file"),
     ]
     for given, arguments, options, message in cases:
         with pytest.raises(SystemExit) as stopped:
@@ -158,11 +161,11 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         error = capsys.readouterr().err
         assert message in error and len(error.splitlines()) == 1
     assert not (tmp_path / "metrics.json").exists()
-    for name in ("results.json", "."):
+    for name in ("results.json", ".", "empty.json/m.json"):
         results = write(tmp_path / "results.json", rows)
         output = str(tmp_path / name)
         arguments = ["--results", results, "--annotations", str(ANNOTATIONS), "--output", output]
-        with pytest.raises(ValueError, match="would overwrite what is read|is a folder"):
+        with pytest.raises((ValueError, OSError), match="would overwrite|is a folder|is a file"):
             tool.main(tool.parse_args(arguments))
     assert json.loads((tmp_path / "results.json").read_text()) == rows
 

@@ -45,6 +45,24 @@ def test_single_precision_scores_as_pytorch(row):
     tool.check_equal(wanted | metrics("onnx_int8", 50.0, 50.0))
 
 
+def test_rows_of_other_weights_are_not_mixed(tmp_path):
+    file = tmp_path / "model_final.pth"
+    with pytest.raises(FileNotFoundError, match=r"model_final\.pth not found: train it first"):
+        tool.weights_digest(file)
+    file.write_bytes(b"first")
+    first = tool.weights_digest(file)
+    file.write_bytes(b"second")
+    second = tool.weights_digest(file)
+    results = {
+        "runs": {f"{tool.GROUP}/{row}": {"weights": first} for row in ("pytorch", "onnx_fp32")}
+    }
+    tool.check_rows({}, ["onnx_int8"], second)
+    tool.check_rows(results, ["onnx_int8"], first)
+    tool.check_rows(results, ["onnx_fp32", "pytorch"], second)
+    with pytest.raises(ValueError, match="rows pytorch in the results are of other weights"):
+        tool.check_rows(results, ["onnx_fp32"], second)
+
+
 def test_rows_name_what_can_be_exported():
     from mpn_d2.export.files import FORMATS
     from mpn_d2.export.writing import PRECISIONS

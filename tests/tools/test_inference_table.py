@@ -84,3 +84,10 @@ def test_an_unknown_row_is_named(tool, tmp_path):
     args = tool.parse_args(["--runs", str(tmp_path), "--rows", "flop"])
     with pytest.raises(ValueError, match=r"--rows flop: choose of single, flip, scales"):
         tool.main(args)
+
+
+def test_figures_that_cannot_be_written_end_it_before_any_training(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "prepare_data", None)
+    args = tool.parse_args(["--runs", str(tmp_path), "--output", str(tmp_path)])
+    with pytest.raises(ValueError, match="--output .* is a folder: name a file"):
+        tool.main(args)

@@ -45,6 +45,7 @@ def test_speed_runs_the_benchmark_of_every_config(tmp_path, monkeypatch, capsys)
     for config in performance.SPEED:
         assert f"images/performance_{config}.png" in found[f"plot_{config}"]
         assert f"people_{config}" in found and f"bound_{config}" in found
+    assert "R_50_shared, fp32: time at 20 people" in found["targets"]
     assert "people_Lite_R_18" in capsys.readouterr().out
 
 
@@ -56,6 +57,16 @@ def test_a_benchmark_that_fails_ends_it(tmp_path, monkeypatch):
         performance.main(performance.parse_args(args))
     with pytest.raises(ValueError, match="--rounds must be at least 1"):
         performance.main(performance.parse_args([*args, "--rounds", "0"]))
+
+
+def test_folders_that_cannot_be_made_end_it_before_it_begins(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    for name in ("measure_speed", "measure_accuracy"):
+        monkeypatch.setattr(performance, name, None)
+    for runs, output in (("runs", "file"), ("file", "docs")):
+        args = ["--runs", str(tmp_path / runs), "--output", str(tmp_path / output)]
+        with pytest.raises(OSError, match="cannot be made: .*/file is a file"):
+            performance.main(performance.parse_args(args))
 
 
 def test_accuracy_of_both_networks_in_every_mode(tmp_path, monkeypatch):
@@ -94,7 +105,7 @@ def test_the_page_has_a_place_for_every_table(tmp_path):
         found = speed_tables(config, metrics)
         assert len(found) == 7
         fill_tables(page, {**found, f"plot_{config}": "![]()"})
-    fill_tables(page, {"accuracy": "| |"})
+    fill_tables(page, {"accuracy": "| |", "targets": "| |"})
 
 
 def test_the_light_network_of_the_drawings_is_that_of_the_family(paper_config):

@@ -171,6 +171,7 @@ def test_mistakes_end_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
         (rows, (), {"images": "nowhere"}, "--images nowhere: no such folder"),
         (rows, (), {"annotations": "none.json"}, "annotation file none.json not found"),
         (rows, ("--output", str(ANNOTATIONS)), {}, "is a file: name a folder"),
+        (rows, ("--output", f"{ANNOTATIONS}/seen"), {}, f"cannot be made: {ANNOTATIONS} is a"),
     ]
     for given, arguments, options, message in cases:
         with pytest.raises(SystemExit) as stopped:

@@ -11,6 +11,7 @@ import torch
 
 from mpn_d2.utils.files import (
     JsonListWriter,
+    check_file,
     failed_write,
     make_folder,
     naming,
@@ -102,3 +103,15 @@ def test_other_errors_are_no_full_disks(tmp_path):
         with pytest.raises(type(error)) as caught, naming(tmp_path / "a"):
             raise error
         assert caught.value is error and failed_write(error) is None
+
+
+def test_a_file_that_cannot_be_written_is_told_before(tmp_path):
+    (tmp_path / "file").write_text("old")
+    check_file("--output", tmp_path / "file")
+    check_file("--output", tmp_path / "new" / "a.json")
+    check_file("--output", "a.json")
+    with pytest.raises(ValueError, match=f"--output {tmp_path} is a folder: name a file"):
+        check_file("--output", tmp_path)
+    with pytest.raises(OSError, match="file cannot be made: .*/file is a file"):
+        check_file("--output", str(tmp_path / "file" / "a.json"))
+    assert os.listdir(tmp_path) == ["file"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from speed_figures import FIGURES
 
-from mpn_d2.utils.performance_page import accuracy_table, speed_tables
+from mpn_d2.utils.performance_page import accuracy_table, speed_tables, targets_table
 from mpn_d2.utils.speed_plot import plot_speed, speed_lines
 
 
@@ -66,6 +66,33 @@ def test_table_of_accuracy():
         ["one, half", "59.9", "-", "-", "-0.1"],
         ["two, half", "-", "-", "-", "-"],
     ]
+
+
+def test_table_of_targets():
+    figures = {
+        "ratio/1/fp32": 0.7,
+        "ratio/20/fp32": 0.6,
+        "ratio/20/fastest": None,
+        "seconds/net/1/fp32": 0.2,
+        "seconds/net/50/fp32": 0.23,
+        "peak_mib/net/20/plain": 700.0,
+        "peak_mib/net/20/fp32": 900.0,
+        "peak_mib/top_down/20/plain": 1000.0,
+    }
+    table = cells(targets_table("net", figures, "small", {"ratio/20/fp32": 0.08}))
+    assert table == [
+        ["", "at most, %", "measured, %"],
+        ["net, fp32: time at 1 person", "100.0", "70.0"],
+        ["net, fp32: time at 5 people", "80.0", "-"],
+        ["net, fp32: time at 20 people", "50.0", "60.0"],
+        ["net, fastest: time at 20 people", "25.0", "-"],
+        ["net, fp32: time at 50 people of that at 1", "110.0", "115.0"],
+        ["net, fp32: memory at 20 people", "100.0", "90.0"],
+        ["small, fp32: time at 20 people", "10.0", "8.0"],
+    ]
+    assert targets_table("net", {}, "small", {"ratio/20/fp32": 0.08}) == ""
+    missing = cells(targets_table("net", {"ratio/1/fp32": 0.7}, "small", {}))
+    assert [row[2] for row in missing[1:]] == ["70.0", *["-"] * 6]
 
 
 def test_lines_of_the_plot(tmp_path):

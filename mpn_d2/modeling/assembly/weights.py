@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from mpn_d2.modeling.weight_settings import Settings, check_settings, check_table, settings_of
-from mpn_d2.utils.safe_files import read_torch
+from mpn_d2.utils.safe_files import KERAS, read_torch
 
 # Where models hold their assembler.
 PREFIX = "assembler."
@@ -33,6 +33,11 @@ def load_assembler_weights(assembler: nn.Module, name: str, cfg: CfgNode | None 
     path = name if os.path.basename(name) != name else str(files("mpn_d2") / "weights" / name)
     if not os.path.isfile(path):
         raise FileNotFoundError(f"MODEL.ASSEMBLER.WEIGHTS {name}: {path} not found")
+    if path.lower().endswith(KERAS):
+        raise ValueError(
+            f"MODEL.ASSEMBLER.WEIGHTS {name} is a file of Keras or HDF5: convert it first "
+            "(tools/convert_checkpoint.py)"
+        )
     try:
         content = read_torch(path)
         state = {

@@ -37,6 +37,9 @@ PART = "tags"
 class AssociativeEmbedding(nn.Module):
     """Backbone of stacked outputs and the head without weights that reads them."""
 
+    # It reads TEST.REFINE and TEST.MULTISCALE.
+    refines_by_tags = True
+
     @configurable
     def __init__(
         self,

@@ -45,6 +45,17 @@ def build_box_suppression(cfg: CfgNode) -> BoxSuppression:
     )
 
 
+def restart_levels(head: nn.Module) -> None:
+    """Lets norms that each pyramid level has its own of begin with the first level again.
+
+    Detectron2's CycleBatchNormList, and what engine/fast.py makes of it, count the levels as they
+    come: a pass that ended among them (Ctrl-C, no memory left) would shift all that follow.
+    """
+    for module in head.modules():
+        if hasattr(module, "_pos"):
+            module._pos = 0
+
+
 def in_groups(work: Callable[..., list], groups: list[list[int]], *columns: list) -> list:
     """`work` on the entries of each group, the results in the order of the entries.
 

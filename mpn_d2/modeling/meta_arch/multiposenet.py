@@ -28,6 +28,7 @@ from mpn_d2.modeling.meta_arch.common import (
     mostly_inside,
     per_person_of_all_processes,
     require_training_fields,
+    restart_levels,
     statistics_stay,
 )
 from mpn_d2.modeling.meta_arch.joint import (
@@ -338,6 +339,7 @@ class MultiPoseNet(RetinaNet):
 
     def _look_at_one_size(self, batched_inputs: list[dict]) -> list[ImageEvidence]:
         images = self.preprocess_image(batched_inputs)
+        restart_levels(self.head)
         dense = self.dense(images.tensor)
         if self.box_source == "gt":
             people = [

@@ -59,6 +59,9 @@ class RecurrentAssociation(nn.Module):
     gives the losses of all steps at once (exact gradients).
     """
 
+    # It reads TEST.REFINE and TEST.MULTISCALE.
+    refines_by_tags = True
+
     @configurable
     def __init__(
         self,
