@@ -17,17 +17,17 @@ NUMBER = int(os.environ.get("MPN_FAULTS", "0"))
 # What `make test` tries, cheap ones; the seeds are the first of `make faults`.
 SHORT = [
     ("training", "moment"),
-    ("training", "write"),
     ("training", "worker"),
     ("chain", "file"),
     ("evaluation", "data"),
-    ("scores", "file"),
-    ("torchscript", "disk"),
-    ("images", "data"),
-    ("video", "write"),
+    ("scores", "write"),
+    ("images", "file"),
+    ("video", "disk"),
     ("drawn", "disk"),
 ]
 LONG = [(case.name, kind) for case in CASES.values() for kind in case.kinds]
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(("name", "kind"), LONG if NUMBER else SHORT)
