@@ -87,7 +87,8 @@ def _close_log_files() -> None:
     loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     for handler in {handler for logger in loggers for handler in logger.handlers}:
         stream = getattr(handler, "stream", None)
-        if stream not in (None, sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
+        name = getattr(stream, "name", None)  # "<stdout>" is no file
+        if isinstance(name, str) and os.path.exists(name):
             with contextlib.suppress(OSError, ValueError):
                 stream.close()
 
