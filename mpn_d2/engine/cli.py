@@ -46,7 +46,7 @@ def run_command(main: Callable[[], None]) -> None:
         if line is None or _shows_tracebacks():
             raise
         if failed_write(error) is not None:
-            _close_log_files()
+            _close_full_logs()
         print(f"error: {line} (MPN_TRACEBACK=1 shows where)", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -81,15 +81,19 @@ def quiet_logging() -> Iterator[None]:
         logging.raiseExceptions = before
 
 
-def _close_log_files() -> None:
-    """What they hold back cannot be written: said now, not by each of them when Python ends."""
+def _close_full_logs() -> None:
+    """What log files hold back cannot be written: said now, not by each of them when Python ends."""
     logging.raiseExceptions = False
     loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     for handler in {handler for logger in loggers for handler in logger.handlers}:
         stream = getattr(handler, "stream", None)
-        name = getattr(stream, "name", None)  # "<stdout>" is no file
-        if isinstance(name, str) and os.path.exists(name):
-            with contextlib.suppress(OSError, ValueError):
+        try:
+            if stream is not None:
+                stream.flush()
+        except ValueError:  # closed
+            continue
+        except OSError:
+            with contextlib.suppress(OSError):
                 stream.close()
 
 

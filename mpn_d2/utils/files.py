@@ -14,7 +14,7 @@ from typing import TextIO
 # No space, no quota, a file larger than is allowed.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch says of a file that it could not write whole.
-_TORCH = re.compile(r"inline_container.*(failed writing|unexpected pos)", re.DOTALL)
+_TORCH = re.compile(r"inline_container.*(failed writing|unexpected pos)|iostream error", re.DOTALL)
 
 
 def check_folder(folder: str | os.PathLike) -> None:
