@@ -82,7 +82,7 @@ def quiet_logging() -> Iterator[None]:
 
 
 def _close_full_logs() -> None:
-    """What log files hold back cannot be written: said now, not by each of them when Python ends."""
+    """Log files hold back what cannot be written, and would each say so when Python ends."""
     logging.raiseExceptions = False
     loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     for handler in {handler for logger in loggers for handler in logger.handlers}:
