@@ -33,8 +33,8 @@ endif
 RUN = PYTHONPATH="$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" "$(PY)"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo synthetic ablation regression assembly inference performance unified limits docs fuzz test \
-	lint types versions tried clean
+.PHONY: help setup demo synthetic ablation regression assembly inference performance unified limits docs faults fuzz \
+	test lint types versions tried clean
 
 help:
 	@echo 'make setup      the environment ($(VENV)): torch, Detectron2, mpn_d2; repeating is quick'
@@ -47,6 +47,7 @@ help:
 	@echo 'make performance  speed against Keypoint R-CNN, AP of every SPEED.MODE, into docs/ (hours)'
 	@echo 'make unified    the recurrent decoder on drawn crowds, figures into docs/ (hours; ROWS=1: rows)'
 	@echo 'make docs       the documents as a site, output/site/index.html'
+	@echo 'make faults     commands are killed, lose disk, data or workers, and are repeated (an hour)'
 	@echo 'make fuzz       1,000 broken or hostile inputs of each kind (half an hour)'
 	@echo 'make test       all tests, on CPU (ARGS="..." goes to pytest)'
 	@echo 'make lint       ruff: format and rules'
@@ -121,6 +122,11 @@ unified: setup
 docs: setup
 	$(RUN) -m mkdocs build --strict
 	@echo 'output/site/index.html'
+
+# N faults of each kind for each command; make test: a command's first one or two.
+FAULTS ?= 8
+faults: setup
+	MPN_FAULTS=$(FAULTS) $(RUN) -W ignore -m pytest -q tests/faults $(ARGS)
 
 # 1,000 mutations a kind of annotations, results, images, configs and checkpoints; make test: 50.
 fuzz: setup

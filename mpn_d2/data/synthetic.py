@@ -6,7 +6,9 @@ import json
 import logging
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,10 +85,11 @@ def write_dataset(
 
     json_file.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob("*.png"):
+    for stale in folder.glob("*.png*"):
         stale.unlink()
     content = _content(parameters, _map(tasks, workers))
-    _write_json(content, json_file)
+    json_file.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(json_file, json.dumps(content).encode())
     return content, True
 
 
@@ -135,17 +138,50 @@ def _draw_file(task: _Task) -> tuple[dict, list[dict]]:
     done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise ValueError(f"image {path} cannot be encoded as PNG")
-    path.write_bytes(data.tobytes())
+    _write_whole(path, data.tobytes())
     return entry, people
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """A file, whole or not at all; an OSError names it."""
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _map(tasks: list[_Task], workers: int) -> Iterator[tuple[dict, list[dict]]]:
     if workers == 1:
         yield from map(_draw_file, tasks)
         return
-    # Not forked: a process that holds threads (torch, OpenCV) may hang in its copy.
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(_draw_file, tasks, chunksize=16)
+    # Not forked: a process that holds threads (torch, OpenCV) may hang in its copy. Not
+    # multiprocessing's pool, which waits for ever for the work of a process that was killed.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    try:
+        yield from pool.map(_draw_file, tasks, chunksize=16)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it has ended, however.
+
+    A worker of the pool would wait for ever for work from a process that was killed.
+    """
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=wait, daemon=True).start()
 
 
 def _content(parameters: dict, drawn: Iterator[tuple[dict, list[dict]]]) -> dict:
@@ -170,13 +206,6 @@ def _content(parameters: dict, drawn: Iterator[tuple[dict, list[dict]]]) -> dict
             }
         ],
     }
-
-
-def _write_json(content: dict, json_file: Path) -> None:
-    json_file.parent.mkdir(parents=True, exist_ok=True)
-    partial = json_file.with_name(f"{json_file.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(partial, json_file)  # whole or not at all
 
 
 def _complete(json_file: Path, parameters: dict, tasks: list[_Task]) -> dict | None:

@@ -22,7 +22,7 @@ from mpn_d2.modeling.assembly.weights import (
     why_unreadable,
 )
 from mpn_d2.modeling.weight_settings import Settings, check_settings, check_table, settings_of
-from mpn_d2.utils.files import write_text_atomically
+from mpn_d2.utils.files import naming, write_text_atomically
 from mpn_d2.utils.safe_files import KERAS, READ_ERRORS, read_pickle, read_torch
 
 _PARTIAL = ".partial-"
@@ -76,17 +76,28 @@ class PoseCheckpointer(DetectionCheckpointer):
         self._settings: Settings = filled_settings(self.model)
 
     def save(self, name: str, **kwargs: Any) -> None:
-        # The base class writes the file, then calls tag_last_checkpoint with its name.
-        with self._while_saving():
-            super().save(f"{_PARTIAL}{name}", **self._with_settings(kwargs))
+        self._write(_PARTIAL, name, kwargs)
 
     def save_aside(self, name: str, **kwargs: Any) -> None:
         """As `save`, but last_checkpoint keeps naming the file to resume from."""
-        with self._while_saving():
-            super().save(f"{_ASIDE}{name}", **self._with_settings(kwargs))
+        self._write(_ASIDE, name, kwargs)
 
-    def _with_settings(self, content: dict[str, Any]) -> dict[str, Any]:
-        return {**content, "settings": self._settings} if self._settings else content
+    def _write(self, prefix: str, name: str, content: dict[str, Any]) -> None:
+        """Writes the file under another name, then `tag_last_checkpoint` gives it its own.
+
+        Raises:
+            OSError: it cannot be written, for lack of space above all; nothing of it is left, as
+                it would keep the disk full.
+        """
+        if self._settings:
+            content = {**content, "settings": self._settings}
+        folder = Path(self.save_dir)
+        try:
+            with self._while_saving(), naming(folder / f"{name}.pth"):
+                super().save(f"{prefix}{name}", **content)
+        except BaseException:
+            (folder / f"{prefix}{name}.pth").unlink(missing_ok=True)
+            raise
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         folder = Path(self.save_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -125,8 +126,8 @@ def _is_plain(cfg: CfgNode) -> bool:
     return set(plan.scales) == {1.0} and not plan.flip and plan.crops < 2
 
 
-def _value(cfg: CfgNode, key: str) -> object:
-    value = cfg
+def _value(cfg: CfgNode, key: str) -> Any:
+    value: Any = cfg
     for name in key.split("."):
         value = value[name]
     return value

@@ -16,6 +16,8 @@ from detectron2.engine import create_ddp_model, launch
 from detectron2.utils import comm
 from torch import nn
 
+from mpn_d2.engine.cli import quiet_logging
+
 # What torchrun tells each process that it starts.
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 _TORCHRUN = (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT")
@@ -63,7 +65,8 @@ def check_processes(count: int) -> None:
 
 def _main_of_process(main: Callable[[Namespace], None], args: Namespace) -> None:
     _share_cores()
-    main(args)
+    with quiet_logging():
+        main(args)
     _leave_group()
 
 

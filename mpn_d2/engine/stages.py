@@ -31,7 +31,7 @@ from mpn_d2.engine.inference_model import (
 from mpn_d2.engine.source_budget import source_budget
 from mpn_d2.engine.trainer import PoseTrainer
 from mpn_d2.modeling.meta_arch.multiposenet import PARTS
-from mpn_d2.utils.files import write_text_atomically
+from mpn_d2.utils.files import replaced_when_done, write_text_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -136,8 +136,8 @@ def _train_chain(cfg: CfgNode, options: list[str], *, resume: bool) -> dict:
         weights = os.path.join(staged.OUTPUT_DIR, FINAL)
     final = os.path.join(cfg.OUTPUT_DIR, FINAL)
     if comm.is_main_process():
-        shutil.copyfile(weights, f"{final}.partial")
-        os.replace(f"{final}.partial", final)
+        with replaced_when_done(final) as partial:
+            shutil.copyfile(weights, partial)
         write_text_atomically(os.path.join(cfg.OUTPUT_DIR, TAG), FINAL)
     comm.synchronize()
     return evaluate(cfg, weights=final) if cfg.DATASETS.TEST else {}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import logging
 import os
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,8 +24,10 @@ FORMATS = {"onnx": ".onnx", "torchscript": ".pt"}
 # Key of the description: a property of an ONNX file, an extra file of a TorchScript one.
 DESCRIPTION = "mpn_d2"
 # Layers whose outputs are places and scores: eight bits are too few for them.
-_LAST_LAYERS = ("predictor", "cls_score", "bbox_pred", "cls_output", "first_output")
-_LAST_LAYERS += ("final_output", "centerness_output", "scorer", "to_shifts")
+_LAST_LAYERS = (
+    *("predictor", "cls_score", "bbox_pred"),  # of boxes and heatmaps
+    *("cls_output", "first_output", "final_output", "centerness_output", "scorer", "to_shifts"),
+)
 # Weights of a linear layer from which on eight bits are worth it: the PRN's, no small ones.
 _MANY_WEIGHTS = 2**16
 
@@ -109,7 +113,10 @@ def write_torchscript(network: ImageNetwork, path: str | os.PathLike, descriptio
     """Writes a traced TorchScript file; torchvision's operators must be imported to load it."""
     with _quiet():
         traced = torch.jit.trace(network, (_noise(),), check_trace=False)
-    traced.save(os.fspath(path), _extra_files={DESCRIPTION: json.dumps(description)})
+    # Not into the file itself: on a full disk torch's writer ends the process (SIGABRT).
+    packed = io.BytesIO()
+    torch.jit.save(traced, packed, _extra_files={DESCRIPTION: json.dumps(description)})
+    Path(path).write_bytes(packed.getbuffer())
 
 
 def quantize_onnx(

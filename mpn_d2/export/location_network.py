@@ -31,7 +31,8 @@ class LocationNetwork(ImageNetwork):
     ) -> None:
         model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
         super().__init__(model, min_size=min_size, max_size=max_size, precision=precision)
-        model.box_suppression = TracedSuppression(model.box_suppression)
+        traced = TracedSuppression(model.box_suppression)
+        model.box_suppression = traced  # type: ignore[assignment]  # as the original, no module
         if self.is_half:
             model.backbone.half()
             for name in ("cls_tower", "pose_tower"):

@@ -7,6 +7,7 @@ has lists. Letters: H x W the image as given, P boxes, K keypoint types, M candi
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -73,7 +74,7 @@ def regresses(cfg: CfgNode) -> bool:
     return name in META_ARCH_REGISTRY and issubclass(META_ARCH_REGISTRY.get(name), FCOS)
 
 
-def export_network(model: nn.Module, **options: object) -> ImageNetwork:
+def export_network(model: nn.Module, **options: Any) -> ImageNetwork:
     """The form that a network is exported in.
 
     Args:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
+
+# No space, no quota, a file larger than is allowed.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What torch says of a file that it could not write whole.
+_TORCH = re.compile(r"inline_container.*(failed writing|unexpected pos)|iostream error", re.DOTALL)
 
 
 def check_folder(folder: str | os.PathLike) -> None:
@@ -54,10 +61,39 @@ def replaced_when_done(path: str | os.PathLike) -> Iterator[Path]:
     make_folder(path.parent)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     try:
-        yield partial
+        with naming(path):
+            yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike) -> Iterator[None]:
+    """Inside, an error for lack of space becomes an OSError that names the file at `path`."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        failed = failed_write(error)
+        if failed is None:
+            raise
+        name = failed.filename or os.fspath(path)
+        raise OSError(failed.errno, failed.strerror, name) from error
+
+
+def failed_write(error: BaseException | None) -> OSError | None:
+    """What stands behind an error if that is a lack of space on a disk, None for any other.
+
+    torch tells of it in RuntimeErrors of its own, and an error may come while another is handled.
+    """
+    failed = None
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_SPACE:
+            return error
+        if isinstance(error, RuntimeError) and _TORCH.search(str(error)):
+            failed = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        error = error.__cause__ or error.__context__
+    return failed
 
 
 class JsonListWriter:
@@ -80,16 +116,18 @@ class JsonListWriter:
 
     def extend(self, rows: Iterable[object]) -> None:
         """Appends rows; NaN is a ValueError, as JSON has none."""
-        for row in rows:
-            self._file.write(",\n" if self.count else "\n")
-            self._file.write(json.dumps(row, allow_nan=False))
-            self.count += 1
+        with naming(self.path):
+            for row in rows:
+                self._file.write(",\n" if self.count else "\n")
+                self._file.write(json.dumps(row, allow_nan=False))
+                self.count += 1
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
-            if kind is None:
-                self._file.write("\n]\n")
-            self._file.close()
+            with naming(self.path):
+                if kind is None:
+                    self._file.write("\n]\n")
+                self._file.close()
             if kind is None:
                 os.replace(self._partial, self.path)
         finally:

@@ -14,6 +14,7 @@ from detectron2.utils.visualizer import VisImage, Visualizer
 from PIL import Image
 
 from mpn_d2.structures.skeleton import Skeleton
+from mpn_d2.utils.files import replaced_when_done
 
 # RGB (0..1) and opacity of the person mask: unlike the edges' blue, orange and green.
 _MASK_COLOR = (0.75, 0.2, 0.85)
@@ -246,10 +247,5 @@ def _check_image(image_rgb: np.ndarray) -> None:
 
 def write_png(path: str | os.PathLike, image_rgb: np.ndarray) -> None:
     """Writes a picture through a temporary file, so that a reader never sees half of it."""
-    temporary = f"{path}.tmp{os.getpid()}"
-    try:
-        Image.fromarray(image_rgb).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    with replaced_when_done(path) as partial:
+        Image.fromarray(image_rgb).save(partial, format="PNG")

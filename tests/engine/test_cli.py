@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+from concurrent.futures.process import BrokenProcessPool
+
 import pytest
+import torch
 from torch._utils import ExceptionWrapper
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.utils.data import DataLoader, Dataset
 
 from mpn_d2.engine.cli import run_command
 
@@ -82,3 +89,66 @@ def test_bugs_keep_their_traceback(monkeypatch):
     monkeypatch.setenv("MPN_TRACEBACK", "1")
     with pytest.raises(ValueError, match="wrong"):
         run_command(mistake)
+
+
+class EndsItself(Dataset):
+    """Its worker is killed while it reads."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), 9)
+
+
+def test_a_loader_worker_that_is_killed(capsys):
+    line = line_of(lambda: list(DataLoader(EndsItself(), num_workers=1)), capsys)
+    assert line.startswith("error: a process that reads data (DATALOADER.NUM_WORKERS; ")
+    assert "was ended from outside" in line and "--resume" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ProcessExitedException("process 1 died", 1, 99, -9, "SIGKILL"), "process 1 (SIGKILL) was"),
+        (raised_in_process("RuntimeError: [gloo] Connection closed by peer"), "another process of"),
+        (BrokenProcessPool("a child"), "a process that works on a part was ended"),
+    ],
+)
+def test_other_processes_that_are_killed(error, words, capsys):
+    def main():
+        raise error
+
+    assert words in line_of(main, capsys)
+
+
+def test_a_full_disk_is_one_line_also_behind_another_error(capsys):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.pth")
+
+    def main():
+        try:
+            raise full
+        except OSError:
+            len(3)
+
+    expected = "error: [Errno 28] No space left on device: 'a.pth': free some space and run it "
+    assert line_of(main, capsys).startswith(expected)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is full")
+def test_log_files_on_a_full_disk_print_no_tracebacks(capsys):
+    stream = open("/dev/full", "w")
+    handler = logging.StreamHandler(stream)
+    logging.getLogger("mpn_d2").addHandler(handler)
+
+    def main():
+        logging.getLogger("mpn_d2").warning("lost")
+        torch.save({"a": torch.zeros(9)}, "/dev/full")
+
+    before = logging.raiseExceptions
+    try:
+        line = line_of(main, capsys)
+    finally:
+        logging.getLogger("mpn_d2").removeHandler(handler)
+        logging.raiseExceptions = before
+    assert "No space left on device" in line and stream.closed

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
 import pytest
+import torch
 
-from mpn_d2.utils.files import JsonListWriter, check_file, make_folder, write_text_atomically
+from mpn_d2.utils.files import (
+    JsonListWriter,
+    check_file,
+    failed_write,
+    make_folder,
+    naming,
+    replaced_when_done,
+    write_text_atomically,
+)
 
 
 def test_writes_replaces_and_makes_folders(tmp_path):
@@ -70,6 +80,29 @@ def test_json_list_that_fails_leaves_the_old_file(tmp_path, row):
     with pytest.raises((ValueError, TypeError)), JsonListWriter(path) as writer:
         writer.extend([1, {"a": row}])
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a disk that is full")
+def test_a_full_disk_names_the_file(tmp_path):
+    tensors = {"a": torch.zeros(9)}
+    path = tmp_path / "a.pth"
+    for write in (
+        lambda: open("/dev/full", "wb", buffering=0).write(b"a"),
+        lambda: torch.save(tensors, "/dev/full"),  # torch's own writer
+        lambda: torch.save(tensors, open("/dev/full", "wb", buffering=0)),
+    ):
+        with pytest.raises(OSError) as caught, replaced_when_done(path) as partial:
+            partial.write_text("half")
+            write()
+        assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(path)
+        assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_are_no_full_disks(tmp_path):
+    for error in (RuntimeError("shapes differ"), FileNotFoundError(errno.ENOENT, "no", "b")):
+        with pytest.raises(type(error)) as caught, naming(tmp_path / "a"):
+            raise error
+        assert caught.value is error and failed_write(error) is None
 
 
 def test_a_file_that_cannot_be_written_is_told_before(tmp_path):

@@ -53,7 +53,7 @@ def restart_levels(head: nn.Module) -> None:
     """
     for module in head.modules():
         if hasattr(module, "_pos"):
-            module._pos = 0
+            module._pos = 0  # type: ignore[assignment]  # a plain number
 
 
 def in_groups(work: Callable[..., list], groups: list[list[int]], *columns: list) -> list:

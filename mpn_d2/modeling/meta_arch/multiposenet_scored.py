@@ -147,7 +147,7 @@ class ScoredMultiPoseNet(MultiPoseNet):
 
     def _zero(self) -> torch.Tensor:
         """0 that depends on the scorer, for batches without a pose."""
-        return sum(p.sum() for p in self.pose_scorer.parameters()) * 0
+        return torch.stack([p.sum() for p in self.pose_scorer.parameters()]).sum() * 0
 
 
 def _unknown(people: Instances, truth: Instances, crowds: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,41 @@
+"""Commands that are killed, run out of disk, lose their data or a process, and are repeated.
+
+In `make test` each command suffers a fault or two, each kind at least once; `make faults` sets
+MPN_FAULTS, the number of faults of each kind for each command.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from fault_cases import cases
+from fault_runs import Lost, Unanswered
+
+CASES = {case.name: case for case in cases()}
+NUMBER = int(os.environ.get("MPN_FAULTS", "0"))
+# What `make test` tries, cheap ones; the seeds are the first of `make faults`.
+SHORT = [
+    ("training", "moment"),
+    ("training", "worker"),
+    ("chain", "file"),
+    ("evaluation", "data"),
+    ("scores", "write"),
+    ("images", "file"),
+    ("video", "disk"),
+    ("drawn", "disk"),
+]
+LONG = [(case.name, kind) for case in CASES.values() for kind in case.kinds]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("name", "kind"), LONG if NUMBER else SHORT)
+def test_nothing_is_lost(scene, name, kind):
+    failures = []
+    for seed in range(NUMBER or 1):
+        try:
+            scene.play(CASES[name], kind, seed)
+        except (Lost, Unanswered) as error:
+            failures.append(f"{type(error).__name__}: {error}")
+    assert not failures, "\n\n".join(failures)
