@@ -191,6 +191,8 @@ def test_operations_that_onnx_has_not_are_named(tmp_path):
     need("onnx")
 
     class Deformable(torch.nn.Module):
+        outputs = ("pixels",)
+
         def forward(self, image):
             pixels = image.permute(2, 0, 1)[None].float()
             offsets = torch.zeros_like(pixels[:, :2])
