@@ -32,7 +32,7 @@ from mpn_d2.engine.pose_predictor import PosePredictor, check_share
 from mpn_d2.engine.video_drawing import DrawnFrames, camera_name, draw_video, name_video
 from mpn_d2.utils.files import JsonListWriter, check_file, check_folder, make_folder
 from mpn_d2.utils.safe_files import add_trust_argument
-from mpn_d2.utils.video import Camera, VideoReader
+from mpn_d2.utils.video import CODECS, Camera, VideoReader
 from mpn_d2.utils.visualize import KEYPOINT_THRESHOLD
 from mpn_d2.utils.window import Window
 
@@ -118,6 +118,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise ValueError("--batch-size is for images and videos: a camera's frames go one by one")
     if args.json:
         check_file("--json", args.json)
+    videos = [path for path in args.input or () if Path(path).suffix.lower() in CODECS]
+    if videos:
+        raise ValueError(f"--input {videos[0]} is a video: give it as --video-input")
     if args.input and args.track:
         raise ValueError("--track follows people in a video: give --video-input or --webcam")
     if not args.output and args.webcam is None:

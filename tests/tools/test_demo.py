@@ -345,6 +345,13 @@ def test_output_is_needed(run, capsys):
     assert "--output is missing" in capsys.readouterr().err
 
 
+def test_a_video_is_no_image(run, capsys):
+    line = ["--config-file", CONFIG, "--output", "o", "--input", "a.png", "walk.MP4"]
+    with pytest.raises(SystemExit):
+        run_command(lambda: demo.main(demo.parse_args(line)))
+    assert "--input walk.MP4 is a video: give it as --video-input" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------- predictor
 
 
