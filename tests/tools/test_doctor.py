@@ -149,16 +149,20 @@ def test_it_imports_python_alone():
     assert not foreign, foreign
 
 
-@pytest.mark.parametrize("how", [["-m", "mpn_d2.doctor"], [str(REPO / "tools" / "doctor.py")]])
-def test_it_answers_where_nothing_is_installed(how, tmp_path):
+def run_bare(how: list[str], folder: Path) -> subprocess.CompletedProcess:
     """-S: a Python without its site-packages, so without PyTorch, Detectron2 and the rest."""
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-S", *how],
         env={**os.environ, "PYTHONPATH": str(REPO)},
-        cwd=tmp_path,
+        cwd=folder,
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize("how", [["-m", "mpn_d2.doctor"], [str(REPO / "tools" / "doctor.py")]])
+def test_it_answers_where_nothing_is_installed(how, tmp_path):
+    done = run_bare(how, tmp_path)
     assert (done.returncode, done.stderr) == (1, "")
     missing = lines(done.stdout, "MISSING")
     assert {"torch", "numpy", "cv2", "Detectron2"} <= set(missing)
@@ -170,12 +174,6 @@ def test_it_answers_where_nothing_is_installed(how, tmp_path):
 def test_only_the_doctor_goes_without_detectron2(tmp_path):
     """Any other way to the package says in one line what it lacks."""
     for how in (["-c", "import mpn_d2.doctor"], ["-m", "mpn_d2.config"]):
-        done = subprocess.run(
-            [sys.executable, "-S", *how],
-            env={**os.environ, "PYTHONPATH": str(REPO)},
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-        )
+        done = run_bare(how, tmp_path)
         assert done.returncode == 1
         assert "mpn_d2 needs Detectron2, which is not on PyPI" in done.stderr.splitlines()[-1]

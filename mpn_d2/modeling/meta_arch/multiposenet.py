@@ -1,12 +1,12 @@
 """MultiPoseNet: keypoints, person mask, person boxes and their assembly in one network.
 
-Kocabas, Karagoz, Akbas: MultiPoseNet, ECCV 2018; spec sections 1 to 10. Read top to bottom:
-forward -> losses of the parts that train, or inference -> Instances.
+Kocabas, Karagoz, Akbas: MultiPoseNet, ECCV 2018; spec sections 1 to 10.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -102,9 +102,8 @@ class MultiPoseNet(RetinaNet):
         self.joint_level = joint_level
         # Whether the assembly learns from predictions; frozen parts make them all the same.
         self.assembly_sees_predictions = joint_level > 0 and "assembly" in train_parts
-        check_joint_level(
-            joint_level, assembler.differentiable or not self.assembly_sees_predictions
-        )
+        has_gradients = assembler.differentiable or not self.assembly_sees_predictions
+        check_joint_level(joint_level, has_gradients)
         self.min_keypoints = min_keypoints
         self.keypoint_source = keypoint_source
         self.box_source = box_source
@@ -326,6 +325,7 @@ class MultiPoseNet(RetinaNet):
         evidence: list[ImageEvidence],
         sizes: list[tuple[int, int]],
         flip_indices: Sequence[int] | None = None,
+        **further: Any,
     ) -> list[dict]:
         """Results of images, scaled to `sizes`, from what one or several looks found in them."""
         return assemble_evidence(
@@ -335,6 +335,7 @@ class MultiPoseNet(RetinaNet):
             assembler=self.assembler,
             return_heatmaps=self.return_heatmaps,
             flip_indices=flip_indices,
+            **further,
         )
 
     def _look_at_one_size(self, batched_inputs: list[dict]) -> list[ImageEvidence]:
@@ -392,9 +393,8 @@ class MultiPoseNet(RetinaNet):
         found = self._decode_multi_level_predictions(
             anchors, box_cls, box_delta, *limits, image_size
         )
-        kept, scores = self.box_suppression(
-            found.pred_boxes.tensor, found.scores, self.max_detections_per_image
-        )
+        boxes, most = found.pred_boxes.tensor, self.max_detections_per_image
+        kept, scores = self.box_suppression(boxes, found.scores, most)
         people = found[kept]
         people.scores = scores
         return people

@@ -7,6 +7,7 @@ and is trained before; the part "scoring" alone is trained on the poses that it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -18,7 +19,6 @@ from torchvision.ops import box_iou
 
 from mpn_d2.modeling.heads.assembled_scoring import AssembledPoseScorer
 from mpn_d2.modeling.heads.pose_scoring import oks_with_people, scoring_loss
-from mpn_d2.modeling.meta_arch.assembling import assemble_evidence
 from mpn_d2.modeling.meta_arch.common import (
     mean_over_processes,
     mostly_inside,
@@ -121,18 +121,15 @@ class ScoredMultiPoseNet(MultiPoseNet):
         evidence: list[ImageEvidence],
         sizes: list[tuple[int, int]],
         flip_indices: Sequence[int] | None = None,
+        **further: Any,
     ) -> list[dict]:
         """See the base."""
-        return assemble_evidence(
-            evidence,
-            sizes,
-            keypoint_head=self.keypoint_head,
-            assembler=self.assembler,
-            return_heatmaps=self.return_heatmaps,
-            flip_indices=flip_indices,
-            pose_factor=lambda seen, people: self.pose_scorer.expected_oks(
-                seen.maps, seen.stride, people, flip_indices
-            ),
+
+        def expected(seen: ImageEvidence, people: Instances) -> torch.Tensor:
+            return self.pose_scorer.expected_oks(seen.maps, seen.stride, people, flip_indices)
+
+        return super().assemble_people(
+            evidence, sizes, flip_indices, pose_factor=expected, **further
         )
 
     def _best_oks(self, people: Instances, truth: Instances) -> torch.Tensor:
