@@ -13,6 +13,7 @@ from detectron2.structures import Keypoints
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 
 from mpn_d2.codecs.heatmap import LEAST_SCORE
+from mpn_d2.utils.recording import is_recorded
 
 # Logits lower than the highest by more have a share of exp(-100), nothing in float32.
 _MOST_RANGE = 100.0
@@ -65,6 +66,8 @@ def read_at_offsets(maps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """
     height, width = maps.shape[-2:]
     dx, dy = offsets.unflatten(1, (-1, 2)).unbind(dim=2)
+    if not is_recorded() and not torch.is_grad_enabled() and maps.numel():
+        return _read_fast(maps, dx, dy) if offsets.any() else maps
     # A place farther off reads 0 as well; larger numbers would lose the fraction, or be no index.
     columns = (torch.arange(width, device=maps.device) + dx).clamp(-2, width + 1)
     rows = (torch.arange(height, device=maps.device)[:, None] + dy).clamp(-2, height + 1)
@@ -83,6 +86,21 @@ def read_at_offsets(maps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     upper = corner(0, 0) * (1 - right_share) + corner(0, 1) * right_share
     lower = corner(1, 0) * (1 - right_share) + corner(1, 1) * right_share
     return upper * (1 - bottom_share) + lower * bottom_share
+
+
+def _read_fast(maps: torch.Tensor, dx: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+    """`read_at_offsets` by PyTorch's grid_sample, in a third of the time on a CPU; places are
+    rounded to 1e-5 cells, whole ones are exact."""
+    height, width = maps.shape[-2:]
+    # A power of two: the frame of grid_sample, in which the map spans -1 to 1, is then exact.
+    side = 2 ** max(height - 1, width - 1).bit_length()
+    padded = F.pad(maps, (0, side - width, 0, side - height))
+    # The centre of cell 0 is half a cell from the edge.
+    x = (dx + (torch.arange(width, device=maps.device) + 0.5)) * (2 / side) - 1
+    y = (dy + (torch.arange(height, device=maps.device)[:, None] + 0.5)) * (2 / side) - 1
+    places = torch.stack([x, y], dim=-1).flatten(0, 1)
+    read = F.grid_sample(padded.flatten(0, 1)[:, None], places, align_corners=False)
+    return read.view_as(maps)
 
 
 def decode_box_heatmaps(maps: torch.Tensor, boxes: torch.Tensor, softmax: bool) -> torch.Tensor:

@@ -18,6 +18,8 @@ from detectron2.layers import Conv2d
 from torch import nn
 from torchvision.ops import deform_conv2d
 
+from mpn_d2.utils.recording import is_recorded
+
 
 class DeformableConv2d(nn.Module):
     """A convolution whose taps are moved by offsets that a plain one finds in the same features.
@@ -96,7 +98,7 @@ class DeformableConv2d(nn.Module):
         if x.shape[0] == 0:
             # torchvision wants an image; the sum keeps the graph of the offsets whole.
             return F.conv2d(x, self.weight, self.bias, *plain) + offsets.sum() * 0
-        if not _is_recorded():
+        if not is_recorded():
             needs_gradient = torch.is_grad_enabled() and (
                 x.requires_grad or offsets.requires_grad or self.weight.requires_grad
             )
@@ -197,8 +199,3 @@ def _index(place: torch.Tensor, size: int) -> torch.Tensor:
     """Whole numbers of 0 to size - 1. NaN, which a training that diverges has, is no index: it
     becomes 0, and the share, which is NaN too, makes the result NaN."""
     return place.clamp(0, size - 1).nan_to_num(0.0).long()
-
-
-def _is_recorded() -> bool:
-    """Whether a tracer or compiler records what is computed: it must not depend on the values."""
-    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()

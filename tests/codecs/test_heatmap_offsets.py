@@ -67,6 +67,23 @@ def test_offsets_of_nothing_and_of_one_cell():
     assert read_at_offsets(maps[:0], offsets[:0]).shape == (0, 3, 7, 7)
 
 
+def test_without_gradients_reads_are_the_same():
+    maps = torch.randn(2, 3, 56, 41)
+    offsets = 3 * torch.randn(2, 6, 56, 41)
+    offsets[0, 0, 0, 0], offsets[1, 3, 2, 2] = 1e9, -77.25
+    expected = read_at_offsets(maps, offsets)
+    with torch.no_grad():
+        found = read_at_offsets(maps, offsets)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        assert torch.equal(read_at_offsets(maps, 0 * offsets), maps)
+        shifted = read_at_offsets(maps, torch.full_like(offsets, -2))
+        assert torch.equal(shifted[..., 2:, 2:], maps[..., :-2, :-2])
+        assert read_at_offsets(maps[:0], offsets[:0]).shape == (0, 3, 56, 41)
+        offsets[0, 2, 1, 4] = math.nan
+        broken = read_at_offsets(maps, offsets).isnan()
+    assert broken[0, 1, 1, 4] and broken.sum() == 1
+
+
 def test_offsets_of_a_training_that_diverges_show_in_the_result():
     offsets = torch.zeros(1, 4, 5, 6)
     offsets[0, 2, 1, 4] = math.nan

@@ -66,7 +66,7 @@ def test_equals_the_slow_formula_with_gradients(stride, dilation, monkeypatch):
         assert own.abs().sum() > 0
         torch.testing.assert_close(own, slowly, atol=1e-3, rtol=1e-3)
     # Where it is traced, and on a GPU, torchvision's is taken.
-    monkeypatch.setattr(deformable_conv, "_is_recorded", lambda: True)
+    monkeypatch.setattr(deformable_conv, "is_recorded", lambda: True)
     theirs = conv.convolve(x, offsets)
     torch.testing.assert_close(theirs, expected, atol=1e-4, rtol=1e-4)
     for own, other in zip(
@@ -81,7 +81,7 @@ def test_at_whole_cells_gradients_are_torchvision_s(monkeypatch):
     offsets = torch.randint(-2, 3, (2, 18, 9, 8)).float().requires_grad_()
     weights = torch.randn(2, 4, 9, 8)
     own = torch.autograd.grad((conv.convolve(x, offsets) * weights).sum(), offsets)[0]
-    monkeypatch.setattr(deformable_conv, "_is_recorded", lambda: True)
+    monkeypatch.setattr(deformable_conv, "is_recorded", lambda: True)
     theirs = torch.autograd.grad((conv.convolve(x, offsets) * weights).sum(), offsets)[0]
     # Cells of which no tap reads outside.
     inner = (slice(None), slice(None), slice(3, -3), slice(3, -3))
