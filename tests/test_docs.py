@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
+from repo_tools import load_tool
 
 from mpn_d2.utils.results import format_figure
 
@@ -43,16 +42,6 @@ def test_pictures_and_files_that_pages_name_exist(page):
             assert (DOCS / target).exists(), f"docs/{page} links to {target}"
 
 
-def tool(name: str):
-    spec = importlib.util.spec_from_file_location(
-        f"{name}_for_docs", DOCS.parent / "tools" / f"{name}.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def assert_shown(page: str, tables: dict[str, str]) -> None:
     text = (DOCS / page).read_text()
     assert tables
@@ -62,14 +51,14 @@ def assert_shown(page: str, tables: dict[str, str]) -> None:
 
 def test_tables_of_assembling_show_the_results():
     """Every figure is one of the results files, as the command that fills the tables says."""
-    train_assembly = tool("train_assembly")
+    train_assembly = load_tool("train_assembly")
     results = train_assembly.read_metrics(DOCS / "results")
     assert_shown("assembly.md", train_assembly.tables(results))
 
 
 def test_tables_of_inference_show_the_results():
     results = json.loads((DOCS / "results" / "inference.json").read_text())
-    assert_shown("inference.md", tool("inference_table").tables(results))
+    assert_shown("inference.md", load_tool("inference_table").tables(results))
 
 
 def test_costs_of_inference_are_those_that_were_measured():
@@ -94,14 +83,14 @@ def test_costs_of_inference_are_those_that_were_measured():
 
 def test_table_of_networks_shows_the_results():
     results = json.loads((DOCS / "results" / "model_zoo.json").read_text())
-    assert_shown("model_zoo.md", tool("model_zoo").tables(results))
+    assert_shown("model_zoo.md", load_tool("model_zoo").tables(results))
 
 
 def test_tables_of_the_rcnn_show_the_results():
     """Empty until the networks are trained."""
     file = DOCS / "results" / "multitask_rcnn.json"
     results = json.loads(file.read_text()) if file.is_file() else {}
-    found = tool("train_rcnn").tables(results)
+    found = load_tool("train_rcnn").tables(results)
     if found:
         assert_shown("multitask_rcnn.md", found)
     text = (DOCS / "multitask_rcnn.md").read_text()
@@ -113,17 +102,17 @@ def test_table_of_export_shows_the_results():
     figures = DOCS / "results" / "export.json"
     if not figures.is_file():
         pytest.skip("no figures yet: tools/export_table.py makes them")
-    assert_shown("export.md", tool("export_table").tables(json.loads(figures.read_text())))
+    assert_shown("export.md", load_tool("export_table").tables(json.loads(figures.read_text())))
 
 
 def test_tables_of_pose_regression_show_the_results():
     """Dashes for what was not run yet."""
     path = DOCS / "results" / "pose_regression.json"
     content = json.loads(path.read_text()) if path.is_file() else {}
-    assert_shown("pose_regression.md", tool("train_regression").tables(content))
+    assert_shown("pose_regression.md", load_tool("train_regression").tables(content))
     path = DOCS / "results" / "pose_scoring.json"
     content = json.loads(path.read_text()) if path.is_file() else {}
-    assert_shown("pose_regression.md", tool("train_scoring").tables(content))
+    assert_shown("pose_regression.md", load_tool("train_scoring").tables(content))
 
 
 def test_pose_regression_needs_no_more_memory_than_its_issue_allows():
@@ -142,7 +131,7 @@ def test_pose_regression_is_as_fast_as_its_issue_asks_for():
 
 
 def test_tables_of_performance_show_the_results():
-    found = tool("performance").tables(DOCS)
+    found = load_tool("performance").tables(DOCS)
     if not found:
         pytest.skip("docs/results/performance*.json were not measured yet (make performance)")
     assert_shown("performance.md", found)
@@ -181,5 +170,5 @@ def test_tables_of_people_one_after_the_other_show_the_results():
     file = DOCS / "results" / "unified_association.json"
     if not file.is_file():
         pytest.skip("nothing measured yet: python tools/train_unified.py")
-    tables = tool("train_unified").tables(json.loads(file.read_text()))
+    tables = load_tool("train_unified").tables(json.loads(file.read_text()))
     assert_shown("unified_association.md", tables)

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from repo_tools import load_tool
 
 from mpn_d2.cli import train as train_command
 from mpn_d2.config import load_config
@@ -71,14 +72,6 @@ def is_listing(line: str) -> bool:
     )
 
 
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(f"{path.stem}_of_the_docs", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def words_of(command: str) -> list[str]:
     """Words from the program on; variables of the environment before it are left out."""
     words = shlex.split(command)
@@ -108,7 +101,7 @@ def any_values(options: list[str]) -> list[str]:
 def check_tool(script: str, arguments: list[str], monkeypatch) -> None:
     path = REPO / script
     assert path.is_file(), f"{script} does not exist"
-    module = load(path)
+    module = load_tool(path)
     if not hasattr(module, "parse_args"):
         pytest.skip(f"{script} takes its arguments as they come; tests/tools runs it")
     monkeypatch.setattr(sys, "argv", [script, *arguments])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from repo_tools import load_tool
 
 REPO = Path(__file__).resolve().parents[1]
 EXAMPLES = REPO / "docs" / "examples"
@@ -16,10 +16,7 @@ EXAMPLES = REPO / "docs" / "examples"
 @pytest.fixture(scope="module")
 def maker():
     pytest.importorskip("nbclient", reason="the extra `docs` is missing: make setup brings it")
-    spec = importlib.util.spec_from_file_location("make_notebook", EXAMPLES / "make_notebook.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(EXAMPLES / "make_notebook.py")
 
 
 def test_committed_notebook_is_the_one_that_the_script_makes(maker):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email
-import importlib.util
 import json
 import os
 import re
@@ -23,6 +22,7 @@ import setuptools
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from repo_tools import load_tool
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -40,11 +40,7 @@ def setup_arguments(monkeypatch: pytest.MonkeyPatch) -> dict:
 @pytest.fixture
 def tool() -> ModuleType:
     """A fresh import of tools/setup_environment.py."""
-    path = REPO / "tools" / "setup_environment.py"
-    spec = importlib.util.spec_from_file_location("setup_environment_under_test", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("setup_environment")
 
 
 def pins() -> dict[str, str]:

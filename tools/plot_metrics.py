@@ -23,6 +23,7 @@ import matplotlib
 import numpy as np
 
 from mpn_d2.engine.cli import run_command
+from mpn_d2.utils.files import replaced_when_done
 from mpn_d2.utils.metrics_file import METRICS, read_metrics
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -159,14 +160,8 @@ def draw(runs: dict[str, Curves], rows: dict[str, Sequence[str]], output: str, s
 
 def write_figure(figure: matplotlib.figure.Figure, output: str) -> None:
     """Writes a PNG, whole or not at all; missing folders are made."""
-    path = Path(output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    try:
+    with replaced_when_done(output) as partial:
         figure.savefig(partial, format="png", dpi=120)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from typing import Any
 
 from mpn_d2.data.limits import read_json_bytes
 from mpn_d2.structures.oks import AREA_OF_BOX
+from mpn_d2.utils.files import partial_beside
 
 _GZIP_START = b"\x1f\x8b"
 # Part of the copies' names: counts up when they come to hold something else.
@@ -107,7 +108,7 @@ def store_copy(content: dict, path: str | os.PathLike, digest: str) -> str:
     target = folder / f"{stem}-{digest}-v{_VERSION}.json"
     if target.is_file():
         return str(target)
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+    partial = partial_beside(target)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -19,6 +19,7 @@ import pycocotools.mask as mask_util
 from mpn_d2.data.drawn_coco import Layout, load_layouts
 from mpn_d2.data.drawn_picture import DRAWN_DATASETS, PERSON_CATEGORY, SPLITS, draw_image
 from mpn_d2.data.drawn_pose import SKELETON
+from mpn_d2.utils.files import partial_beside
 
 logger = logging.getLogger(__name__)
 
@@ -138,13 +139,14 @@ def _draw_file(task: _Task) -> tuple[dict, list[dict]]:
     done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise ValueError(f"image {path} cannot be encoded as PNG")
-    _write_whole(path, data.tobytes())
+    # Partial files that were left go with all stale images, before the first is drawn.
+    _write_whole(path, data.tobytes(), clean=False)
     return entry, people
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def _write_whole(path: Path, content: bytes, *, clean: bool = True) -> None:
     """A file, whole or not at all; an OSError names it."""
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial = partial_beside(path, clean=clean)
     try:
         partial.write_bytes(content)
         os.replace(partial, path)

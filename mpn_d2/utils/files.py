@@ -7,10 +7,13 @@ import errno
 import json
 import os
 import re
+import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+# Between a file's name and the machine and process that writes it.
+_PARTIAL = ".partial-"
 # No space, no quota, a file larger than is allowed.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What torch says of a file that it could not write whole.
@@ -51,6 +54,50 @@ def write_text_atomically(path: str | os.PathLike, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
+def partial_beside(path: str | os.PathLike, *, suffix: str = "", clean: bool = True) -> Path:
+    """Where the content of a file is written before it takes the file's name: beside it.
+
+    Args:
+        path: of the file that it becomes.
+        suffix: at the end, for what tells a file's kind by it.
+        clean: remove first what processes that were killed have left there of the same file. It
+            looks through the folder: where thousands of files are written, once is enough
+            (`remove_partials`).
+    """
+    path = Path(path)
+    if clean:
+        remove_partials(path.parent, path.name)
+    return path.with_name(f"{path.name}{_PARTIAL}{_host()}-{os.getpid()}{suffix}")
+
+
+def remove_partials(folder: str | os.PathLike, name: str = "") -> None:
+    """Removes partial files (of a file `name`, or all) whose process of this machine has ended.
+
+    Those of other machines that share the folder may still be written.
+    """
+    end = re.compile(f"{re.escape(_PARTIAL + _host())}-([0-9]+)([.][^.]*)?")
+    folder = Path(folder)
+    for file in folder.iterdir() if folder.is_dir() else ():
+        place = file.name.find(_PARTIAL)
+        found = end.fullmatch(file.name[place:]) if place > 0 else None
+        if found and name in ("", file.name[:place]) and not _is_running(int(found[1])):
+            file.unlink(missing_ok=True)
+
+
+def _host() -> str:
+    return re.sub("[^A-Za-z0-9]", "_", socket.gethostname())
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass  # somebody else's, or no number of a process
+    return True
+
+
 @contextlib.contextmanager
 def replaced_when_done(path: str | os.PathLike) -> Iterator[Path]:
     """A path to write to, beside `path`; it becomes `path` when the block ends without an error.
@@ -59,7 +106,7 @@ def replaced_when_done(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     make_folder(path.parent)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial = partial_beside(path)
     try:
         with naming(path):
             yield partial
@@ -105,11 +152,12 @@ class JsonListWriter:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self.count = 0
-        self._partial = self.path.with_name(f"{self.path.name}.partial-{os.getpid()}")
+        self._partial = self.path
         self._file: TextIO | None = None
 
     def __enter__(self) -> JsonListWriter:
         make_folder(self.path.parent)
+        self._partial = partial_beside(self.path)
         self._file = open(self._partial, "w", encoding="utf-8")
         self._file.write("[")
         return self

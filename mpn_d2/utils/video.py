@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from mpn_d2.utils.files import make_folder
+from mpn_d2.utils.files import make_folder, partial_beside
 
 # What OpenCV's own builds can write everywhere; H.264 is in none of them.
 CODECS = {".avi": "MJPG", ".m4v": "mp4v", ".mkv": "mp4v", ".mov": "mp4v", ".mp4": "mp4v"}
@@ -195,9 +195,7 @@ class VideoWriter:
         self.fps = fps
         self.written = 0
         self.cut = False
-        self._partial = self.path.with_name(
-            f".{self.path.stem}.partial-{os.getpid()}{self.path.suffix.lower()}"
-        )
+        self._partial = partial_beside(self.path, suffix=self.path.suffix.lower())
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
+from repo_tools import load_tool
 from torch import nn
 
 from mpn_d2.convert.rcnn_weights import fit_rcnn_weights, trunk_weights
@@ -112,13 +112,6 @@ def test_the_command_fits_a_zoo_file_to_a_config(paper_config, tmp_path, capsys)
     with pytest.raises(ValueError, match=r"2 missing: backbone\.fpn_output4\.weight"):
         tool.main(parsed(tool, [*command, "--config-file", str(config)]))
     assert not output.exists()
-
-
-def load_tool(name: str):
-    spec = importlib.util.spec_from_file_location(name, REPO / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def parsed(tool, command: list[str]):

@@ -107,6 +107,7 @@ class Scene:
                     raise Lost(f"the command repeated ends with {again.code}: {again.err[-1500:]}")
             check_files(self.run)
             assert_same(reference.folder, self.run, case.inexact)
+            self._check_nothing_half()
             self._commands.check_orphans()
         except (Lost, Unanswered) as error:
             COUNTS[kind, type(error).__name__.lower()] += 1
@@ -189,6 +190,9 @@ class Scene:
         some = ended.code == 1 and "inputs failed (named above)" in ended.err
         if ended.code < 0 or _NOISE.search(printed) or not (len(lines) == 1 or some):
             raise Unanswered(f"no clear line, exit code {ended.code}: {printed[-3000:]}")
+        self._check_nothing_half()
+
+    def _check_nothing_half(self) -> None:
         left = partial_files(self.run)
         if left:
             raise Lost(f"half-written files are left behind: {', '.join(map(str, left))}")

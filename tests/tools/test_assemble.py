@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from pycocotools.coco import COCO
+from repo_tools import load_tool
 
 from mpn_d2.evaluation.noise import NOISE_ROWS
 from mpn_d2.structures.skeleton import get_skeleton
@@ -16,9 +16,7 @@ REPO = Path(__file__).resolve().parents[2]
 K = get_skeleton("coco").num_keypoints
 CONFIG = str(REPO / "configs" / "MultiPoseNet" / "Base-MultiPoseNet.yaml")
 
-spec = importlib.util.spec_from_file_location("assemble", REPO / "tools" / "assemble.py")
-assemble = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(assemble)
+assemble = load_tool("assemble")
 
 
 def person(image_id, x, joints=K):

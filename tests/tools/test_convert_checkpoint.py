@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from repo_tools import load_tool
 
 from mpn_d2.utils.safe_files import TRUST
 
@@ -19,9 +19,7 @@ R_18 = "MultiPoseNet/R_18_small.yaml"
 @pytest.fixture()
 def convert(monkeypatch, capsys):
     """convert(arguments) -> (exit code, stdout, stderr)."""
-    spec = importlib.util.spec_from_file_location("convert_checkpoint", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_tool(TOOL)
     # Set, not deleted: monkeypatch would put back what the argument sets.
     monkeypatch.setenv(TRUST, "0")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import os
@@ -11,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from repo_tools import load_tool
 from square_people import NETWORK as PREDICTOR
 from square_people import SquareNetwork, scene
 
@@ -43,14 +42,7 @@ EAGER = [
 ]
 
 
-def _load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo", REPO / "tools" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-demo = _load_tool()
+demo = load_tool("demo")
 
 
 @pytest.fixture(scope="module")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import re
 import time
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
+from repo_tools import load_tool
 from square_people import NETWORK, K, SquareNetwork, scene
 
 from mpn_d2.engine.cli import run_command
@@ -27,14 +26,7 @@ SIZE = (72, 160)
 COUNT = 11
 
 
-def _load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("demo_for_video", REPO / "tools" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-demo = _load_tool()
+demo = load_tool("demo")
 
 
 @pytest.fixture()

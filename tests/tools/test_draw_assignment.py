@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from repo_tools import load_tool
 
 from mpn_d2.config import load_config
 from mpn_d2.data.people_file import load_people_file
@@ -31,12 +31,7 @@ CAPTION = 20
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location(
-        "draw_assignment", REPO / "tools" / "draw_assignment.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("draw_assignment")
 
 
 @pytest.fixture()

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from repo_tools import load_tool
 
 REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def tool():
-    path = REPO / "tools" / "draw_data_flow.py"
-    spec = importlib.util.spec_from_file_location("draw_data_flow_under_test", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("draw_data_flow")
 
 
 def test_boxes_are_apart_and_arrows_lead_from_one_to_another(tool):

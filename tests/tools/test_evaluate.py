@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import importlib.util
 import io
 import json
 import os
@@ -16,14 +15,13 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from repo_tools import load_tool
 from results_cases import ANNOTATIONS, noisy_rows
 
 from mpn_d2.engine.cli import run_command
 
 REPO = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("evaluate", REPO / "tools" / "evaluate.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool("evaluate")
 
 
 def write(path: Path, content: object) -> str:

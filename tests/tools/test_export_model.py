@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
 import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
 import pytest
 from export_cases import CONFIG, REPO, SMALL, picture, small_config, small_network
+from repo_tools import load_tool
 
 from mpn_d2.engine.checkpoint import PoseCheckpointer
 from mpn_d2.engine.cli import run_command
 from mpn_d2.export.agreement import Agreement
 from mpn_d2.export.writing import Written
 
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, REPO / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load("export_model")
+tool = load_tool("export_model")
 CONFIG_FILE = str(REPO / "configs" / CONFIG)
 
 
@@ -69,7 +60,7 @@ def test_writes_an_onnx_file_that_the_demo_draws(weights, photo, tmp_path, capsy
     (path,) = (tmp_path / "new").iterdir()
     assert path.name == "R_18_small_fp32.onnx" and f"{path}: " in out
 
-    demo = load("onnx_demo")
+    demo = load_tool("onnx_demo")
     session, about = demo.load(str(path))
     image = picture(70, 110, 0.6)
     found = demo.find(session, about, image)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
+from repo_tools import load_tool
 
-REPO = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location("export_table", REPO / "tools" / "export_table.py")
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool("export_table")
 
 
 def metrics(row: str, keypoints: float, boxes: float, **file: float) -> dict:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
+from repo_tools import load_tool
 
 from mpn_d2.config import load_config
 from mpn_d2.engine.stages import evaluate
@@ -24,13 +23,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def tool():
-    path = REPO / "tools" / "inference_table.py"
-    spec = importlib.util.spec_from_file_location("inference_table", path)
-    module = importlib.util.module_from_spec(spec)
-    # Its dataclass looks itself up there.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("inference_table")
 
 
 def test_a_try_trains_and_measures_beside_the_docs(tool, tmp_path, capsys):

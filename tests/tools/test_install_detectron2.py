@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from repo_tools import load_tool
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "install_detectron2.py"
 OLD_INFO = "sal_detectron2-0.7.2.dist-info/"
@@ -34,10 +34,7 @@ A body that says Version: 0.7.2 and stays.
 @pytest.fixture
 def tool() -> ModuleType:
     """A fresh import of the tool, free to be patched."""
-    spec = importlib.util.spec_from_file_location("install_detectron2_under_test", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool(TOOL)
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from repo_tools import load_tool
 
 from mpn_d2.data import limits
 from mpn_d2.data.people_file import load_people_file
@@ -24,11 +24,7 @@ PAGE = REPO / "docs" / "limits.md"
 
 @pytest.fixture(scope="module")
 def tool():
-    path = REPO / "tools" / "limits.py"
-    spec = importlib.util.spec_from_file_location("limits_under_test", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("limits")
 
 
 def test_a_photograph_stays_under_its_bound(tool, tmp_path):

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from PIL import Image
+from repo_tools import load_tool
 
-REPO = Path(__file__).resolve().parents[2]
 TINY = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96", "SOLVER.MAX_ITER", "2"]
 TINY += ["MODEL.PRN.NODES", "8", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
 # Of design section 6, and the person mask.
@@ -20,13 +18,6 @@ NAMES = {
     for split in ("fitted", "unseen")
     for metric in ("keypoints/AP", "bbox/AP", "sem_seg/IoU-person")
 }
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, REPO / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 make_demo = load_tool("make_demo")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from repo_tools import load_tool
 
 from mpn_d2.config import load_config
 from mpn_d2.utils.results import read_results
@@ -19,11 +19,7 @@ METRICS = {"keypoints": {"AP": 61.25, "AR": 70.0}, "bbox": {"AP": 63.75}, "sem_s
 
 @pytest.fixture(scope="module")
 def tool():
-    path = REPO / "tools" / "model_zoo.py"
-    spec = importlib.util.spec_from_file_location("model_zoo_under_test", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("model_zoo")
 
 
 @pytest.fixture

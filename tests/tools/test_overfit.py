@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
-REPO = Path(__file__).resolve().parents[2]
+from repo_tools import load_tool
+
 TINY = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96", "SOLVER.MAX_ITER", "2"]
 TINY += ["MODEL.PRN.NODES", "8", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
 
-spec = importlib.util.spec_from_file_location("overfit", REPO / "tools" / "overfit.py")
-overfit = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(overfit)
+overfit = load_tool("overfit")
 
 
 def test_trains_and_measures_every_stage(tmp_path, capsys):

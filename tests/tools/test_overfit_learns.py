@@ -7,25 +7,16 @@ assembly's.
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
+from repo_tools import load_tool
 
 from mpn_d2.data.datasets import register_pose_datasets
 
-REPO = Path(__file__).resolve().parents[2]
 SHORT = ["INPUT.MIN_SIZE_TRAIN", "(192,)", "INPUT.MIN_SIZE_TEST", "192"]
 SHORT += ["DATALOADER.NUM_WORKERS", "0"]
 for stage, iterations in (("KEYPOINT", 150), ("PERSON", 100), ("ASSEMBLY", 60)):
     SHORT += [f"STAGES.{stage}.SOLVER.MAX_ITER", str(iterations)]
     SHORT += [f"STAGES.{stage}.SOLVER.STEPS", f"({int(iterations * 0.8)},)"]
 SHORT += ["STAGES.PERSON.INPUT.MIN_SIZE_TRAIN", "(192,)"]
-
-
-def load_tool(name: str):
-    spec = importlib.util.spec_from_file_location(name, REPO / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_stage_overfits_two_photographs(paper_config, tmp_path):

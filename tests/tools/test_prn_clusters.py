@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from repo_tools import load_tool
 
 from mpn_d2.codecs.person_grid import points_to_cells
 from mpn_d2.config import load_config
@@ -25,10 +25,7 @@ SMALL = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.PRN.NODES", "3"]
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("prn_clusters", REPO / "tools/prn_clusters.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("prn_clusters")
 
 
 def annotations(people, folder):

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from repo_tools import load_tool
 
 from mpn_d2.config import load_config
 from mpn_d2.evaluation.noise import NOISE_ROWS
 
-REPO = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location(
-    "train_assembly", REPO / "tools" / "train_assembly.py"
-)
-tool = importlib.util.module_from_spec(spec)
-sys.modules["train_assembly"] = tool  # dataclasses look their module up
-spec.loader.exec_module(tool)
+tool = load_tool("train_assembly")
 
 
 def run(folder, *arguments):

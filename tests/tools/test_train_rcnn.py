@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from argparse import Namespace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
+from repo_tools import load_tool
 
 from mpn_d2.config import load_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer, read_settings
@@ -23,11 +23,7 @@ TINY += ["(8,)", "TEST.DETECTIONS_PER_IMAGE", "3", "MODEL.ROI_HEADS.BATCH_SIZE_P
 
 @pytest.fixture(scope="module")
 def tool():
-    path = REPO / "tools" / "train_rcnn.py"
-    spec = importlib.util.spec_from_file_location("train_rcnn", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("train_rcnn")
 
 
 def test_a_try_trains_rows_from_a_trunk_and_measures(tool, tmp_path, monkeypatch, capsys):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from repo_tools import load_tool
 
 from mpn_d2.config import load_config
 
@@ -19,16 +19,7 @@ TINY += ["SOLVER.AMP.ENABLED", "False"]
 PAPER_ROWS = ["baseline", "align", "sampling", "heatmap", "filter"]
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location(
-        "train_regression", REPO / "tools" / "train_regression.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_tool("train_regression")
 
 
 @pytest.mark.parametrize("row", [*PAPER_ROWS, "psm"])

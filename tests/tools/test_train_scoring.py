@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
 from detectron2.modeling import build_model
+from repo_tools import load_tool
 
 from mpn_d2.config import load_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
@@ -22,11 +22,7 @@ TINY += ["DATASETS.TEST", "('coco_sample_two',)"]
 
 @pytest.fixture()
 def tool():
-    path = REPO / "tools" / "train_scoring.py"
-    spec = importlib.util.spec_from_file_location("train_scoring", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("train_scoring")
 
 
 def test_both_rows_of_a_try(tool, tmp_path, monkeypatch, capsys):

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from PIL import Image
+from repo_tools import load_tool
 
 REPO = Path(__file__).resolve().parents[2]
 TINY = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.MAX_ITER", "2"]
 TINY += ["SOLVER.IMS_PER_BATCH", "2", "MODEL.PRN.NODES", "8", "DATALOADER.NUM_WORKERS", "0"]
 TINY += ["MODEL.DEVICE", "cpu", "SOLVER.AMP.ENABLED", "False"]
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, REPO / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 tool = load_tool("train_synthetic")

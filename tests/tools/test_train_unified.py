@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from detectron2.modeling import build_model
 from PIL import Image
+from repo_tools import load_tool
 
 from mpn_d2.config import load_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
@@ -21,14 +19,6 @@ TINY += ["STAGES.JOINT.SOLVER.MAX_ITER", "1", "STAGES.JOINT.SOLVER.IMS_PER_BATCH
 TINY += ["MODEL.SEQUENCE.MAX_ITERATIONS", "2", "MODEL.HOURGLASS.WIDTH", "8"]
 TINY += ["MODEL.HOURGLASS.GROWTH", "4", "DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu"]
 TINY += ["SOLVER.AMP.ENABLED", "False", "MODEL.PRN.NODES", "8"]
-
-
-def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, REPO / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 tool, picture_tool = load_tool("train_unified"), load_tool("draw_sequence")

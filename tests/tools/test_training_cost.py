@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+from repo_tools import load_tool
 
 from mpn_d2.utils.results import read_results
 
@@ -14,11 +14,7 @@ REPO = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def tool():
-    path = REPO / "tools" / "training_cost.py"
-    spec = importlib.util.spec_from_file_location("training_cost_under_test", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("training_cost")
 
 
 def test_the_prn_costs_what_its_matrices_do(tool):

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import platform
 from pathlib import Path
 
 import pytest
 import torch
+from repo_tools import load_tool
 
 REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def tool():
-    path = REPO / "tools" / "try_versions.py"
-    spec = importlib.util.spec_from_file_location("try_versions_under_test", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("try_versions")
 
 
 @pytest.fixture()

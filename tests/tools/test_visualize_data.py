@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from repo_tools import load_tool
 
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
 from mpn_d2.utils.visualize import track_color
@@ -21,12 +21,7 @@ CAPTION = 20
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location(
-        "visualize_data", REPO / "tools" / "visualize_data.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("visualize_data")
 
 
 @pytest.fixture()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -12,16 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from repo_tools import load_tool
 from results_cases import ANNOTATIONS, SAMPLE, noisy_rows
 
 from mpn_d2.engine.cli import run_command
 
-REPO = Path(__file__).resolve().parents[2]
-spec = importlib.util.spec_from_file_location(
-    "visualize_results", REPO / "tools" / "visualize_results.py"
-)
-tool = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tool)
+tool = load_tool("visualize_results")
 
 
 def run(
