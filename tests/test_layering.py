@@ -15,7 +15,7 @@ ALLOWED = {
     "structures": set(),
     "codecs": {"structures"},
     "layers": {"structures"},
-    "data": {"structures", "codecs", "layers"},
+    "data": {"structures", "codecs", "layers", "utils"},
     "modeling": {"structures", "codecs", "layers", "utils"},
     "utils": {"structures", "codecs", "layers"},
     "evaluation": {"structures", "codecs", "layers", "data", "modeling", "utils"},

@@ -13,7 +13,6 @@ from detectron2.structures import Keypoints
 from detectron2.structures.keypoints import heatmaps_to_keypoints
 
 from mpn_d2.codecs.heatmap import LEAST_SCORE
-from mpn_d2.utils.recording import is_recorded
 
 # Logits lower than the highest by more have a share of exp(-100), nothing in float32.
 _MOST_RANGE = 100.0
@@ -66,8 +65,6 @@ def read_at_offsets(maps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """
     height, width = maps.shape[-2:]
     dx, dy = offsets.unflatten(1, (-1, 2)).unbind(dim=2)
-    if not is_recorded() and not torch.is_grad_enabled() and maps.numel():
-        return _read_fast(maps, dx, dy) if offsets.any() else maps
     # A place farther off reads 0 as well; larger numbers would lose the fraction, or be no index.
     columns = (torch.arange(width, device=maps.device) + dx).clamp(-2, width + 1)
     rows = (torch.arange(height, device=maps.device)[:, None] + dy).clamp(-2, height + 1)
@@ -88,10 +85,13 @@ def read_at_offsets(maps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     return upper * (1 - bottom_share) + lower * bottom_share
 
 
-def _read_fast(maps: torch.Tensor, dx: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
+def read_at_offsets_fast(maps: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
     """`read_at_offsets` by PyTorch's grid_sample, in a third of the time on a CPU; places are
-    rounded to 1e-5 cells, whole ones are exact."""
+    rounded to 1e-5 cells, whole ones are exact. Arguments and result as there."""
     height, width = maps.shape[-2:]
+    if maps.numel() == 0 or not offsets.any():
+        return maps
+    dx, dy = offsets.unflatten(1, (-1, 2)).unbind(dim=2)
     # A power of two: the frame of grid_sample, in which the map spans -1 to 1, is then exact.
     side = 2 ** max(height - 1, width - 1).bit_length()
     padded = F.pad(maps, (0, side - width, 0, side - height))

@@ -64,6 +64,14 @@ def check_training_config(cfg: CfgNode) -> None:
             f"SOLVER.IMS_PER_BATCH is {cfg.SOLVER.IMS_PER_BATCH}: it must be a multiple of the "
             f"{world} processes{micro}"
         )
+    # Detectron2 leaves out those after MAX_ITER, and fvcore refuses the others without their key.
+    steps = [step for step in cfg.SOLVER.STEPS if step <= cfg.SOLVER.MAX_ITER]
+    rising = all(low < high for low, high in zip([0, *steps], [*steps, cfg.SOLVER.MAX_ITER]))
+    if cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupMultiStepLR" and not rising:
+        raise ValueError(
+            f"SOLVER.STEPS is {tuple(cfg.SOLVER.STEPS)}: rising iterations above 0 and below "
+            f"SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER} are needed"
+        )
     if not 0 <= cfg.SOLVER.EMA.DECAY < 1:
         raise ValueError(
             f"SOLVER.EMA.DECAY is {cfg.SOLVER.EMA.DECAY}: it must be 0 (off) or below 1"

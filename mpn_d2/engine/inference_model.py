@@ -27,6 +27,7 @@ from mpn_d2.engine.size_groups import same_in_any_batch
 from mpn_d2.engine.suppression import PoseSuppression
 from mpn_d2.engine.tta import Look, merge_looks, pool_people
 from mpn_d2.engine.views import View, Viewer, ViewPlan, build_view_plan
+from mpn_d2.evaluation import check_evaluation_config
 from mpn_d2.modeling.assembly.weights import filled_names, has_weights
 from mpn_d2.modeling.meta_arch.common import finish_instances
 from mpn_d2.structures.skeleton import get_skeleton
@@ -141,6 +142,7 @@ def check_inference_config(cfg: CfgNode) -> None:
                 "plain pass alone: switch TTA, ENSEMBLE, REFINE, OKS_NMS and EVAL.ERROR_BUDGET off"
             )
     check_ranges(cfg)
+    check_evaluation_config(cfg)
     check_system(cfg)
     warn_of_idle_keys(cfg)
 

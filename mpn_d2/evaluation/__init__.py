@@ -10,9 +10,11 @@ from detectron2.evaluation import DatasetEvaluators
 
 from mpn_d2.data.datasets import check_dataset
 from mpn_d2.data.voc import VOC_PERSON
+from mpn_d2.evaluation.crowded_people import check_edges
 from mpn_d2.evaluation.pose_evaluator import PoseEvaluator, export_instances, write_json
 from mpn_d2.evaluation.segmentation import PersonSegEvaluator
-from mpn_d2.evaluation.voc_segmentation import VocPersonEvaluator
+from mpn_d2.evaluation.submission import check_algorithm_name
+from mpn_d2.evaluation.voc_segmentation import VocPersonEvaluator, check_competition
 from mpn_d2.structures.skeleton import get_skeleton
 
 __all__ = [
@@ -20,6 +22,7 @@ __all__ = [
     "PoseEvaluator",
     "VocPersonEvaluator",
     "build_evaluator",
+    "check_evaluation_config",
     "drop_missing",
     "export_instances",
     "write_json",
@@ -28,20 +31,29 @@ __all__ = [
 _TASKS = ("bbox", "segm", "keypoints", "sem_seg")
 
 
+def check_evaluation_config(cfg: CfgNode) -> None:
+    """Raises a ValueError that names a key of EVAL which no evaluator can be built with, whatever
+    the dataset."""
+    tasks = list(cfg.EVAL.TASKS)
+    if not tasks or set(tasks) - set(_TASKS):
+        raise ValueError(f"EVAL.TASKS {tasks}: give one or more of {', '.join(_TASKS)}")
+    check_competition(cfg.EVAL.VOC_COMPETITION)
+    check_algorithm_name(cfg.EVAL.ALGORITHM_NAME)
+    check_edges(cfg.EVAL.OKS_OVERLAP)
+
+
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str | None = None
 ) -> DatasetEvaluators:
     """The evaluators of EVAL.TASKS on one dataset, results written to `output_dir`.
 
     Raises:
-        ValueError: an unknown task or dataset, or a task that the dataset has no truth for by its
-            kind.
+        ValueError: as `check_evaluation_config`, an unknown dataset, or a task that the dataset has
+            no truth for by its kind.
         FileNotFoundError: the dataset's files are missing.
     """
+    check_evaluation_config(cfg)
     tasks = list(cfg.EVAL.TASKS)
-    unknown = sorted(set(tasks) - set(_TASKS))
-    if unknown or not tasks:
-        raise ValueError(f"EVAL.TASKS {tasks}: give one or more of {', '.join(_TASKS)}")
     check_dataset(dataset_name)
     coco_tasks = [task for task in _TASKS if task in tasks and task != "sem_seg"]
     common: dict[str, Any] = {"output_dir": output_dir}

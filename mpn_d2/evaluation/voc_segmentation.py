@@ -27,6 +27,15 @@ _VOC_BORDER = 255
 COMPETITIONS = ("comp5", "comp6")
 
 
+def check_competition(name: str) -> None:
+    """Raises a ValueError for a competition that VOC's server does not know."""
+    if name not in COMPETITIONS:
+        raise ValueError(
+            f"EVAL.VOC_COMPETITION is {name!r}: give comp5 (trained on VOC alone) or comp6 (on "
+            "anything)"
+        )
+
+
 class VocPersonEvaluator(PersonMaskEvaluator):
     """The person mask against VOC's class person; all other classes are background.
 
@@ -57,11 +66,7 @@ class VocPersonEvaluator(PersonMaskEvaluator):
         super().__init__(
             dataset_name, output_dir=output_dir, distributed=distributed, threshold=threshold
         )
-        if competition not in COMPETITIONS:
-            raise ValueError(
-                f"EVAL.VOC_COMPETITION is {competition!r}: give comp5 (trained on VOC alone) or "
-                "comp6 (on anything)"
-            )
+        check_competition(competition)
         records = DatasetCatalog.get(dataset_name)
         self._truth_files = {r["image_id"]: r.get("sem_seg_file_name") for r in records}
         self._name = f"{competition}_{MetadataCatalog.get(dataset_name).split}_cls"

@@ -18,8 +18,6 @@ from detectron2.layers import Conv2d
 from torch import nn
 from torchvision.ops import deform_conv2d
 
-from mpn_d2.utils.recording import is_recorded
-
 
 class DeformableConv2d(nn.Module):
     """A convolution whose taps are moved by offsets that a plain one finds in the same features.
@@ -199,3 +197,8 @@ def _index(place: torch.Tensor, size: int) -> torch.Tensor:
     """Whole numbers of 0 to size - 1. NaN, which a training that diverges has, is no index: it
     becomes 0, and the share, which is NaN too, makes the result NaN."""
     return place.clamp(0, size - 1).nan_to_num(0.0).long()
+
+
+def is_recorded() -> bool:
+    """Whether a tracer or compiler records what is computed: it must not depend on the values."""
+    return torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()

@@ -42,6 +42,8 @@ TRAINING_MISTAKES = {
     "SOLVER.CLIP_GRADIENTS.ENABLED True SOLVER.CLIP_GRADIENTS.CLIP_TYPE model": (
         r"CLIP_GRADIENTS\.CLIP_TYPE is 'model'; choose one of value, norm, full_model"
     ),
+    "SOLVER.STEPS (6,9) SOLVER.MAX_ITER 9": r"SOLVER\.STEPS is \(6, 9\): rising .*MAX_ITER 9 are",
+    "SOLVER.STEPS (6,4) SOLVER.MAX_ITER 9": r"SOLVER\.STEPS is \(6, 4\): rising",
     "SOLVER.EMA.DECAY 1.0": r"SOLVER\.EMA\.DECAY is 1\.0: it must be 0 \(off\) or below 1",
 }
 
@@ -88,6 +90,15 @@ def test_training_mistakes(mistake, paper_config):
     for check in (check_training_config, PoseTrainer):
         with pytest.raises(ValueError, match=TRAINING_MISTAKES[mistake]):
             check(cfg)
+
+
+def test_steps_that_detectron2_takes_are_no_mistake(paper_config):
+    for options in (
+        ["SOLVER.STEPS", "(3, 6, 12)"],  # it leaves out the last
+        ["SOLVER.STEPS", "()"],
+        ["SOLVER.STEPS", "(6, 9)", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR"],
+    ):
+        check_training_config(paper_config("quick/demo.yaml", ["SOLVER.MAX_ITER", "9", *options]))
 
 
 @pytest.mark.parametrize("processes", [2, 3])

@@ -104,6 +104,10 @@ def test_no_config_has_keys_without_effect(paper_config):
             ["ENSEMBLE.CONFIGS", "['a.yaml']", "ENSEMBLE.WEIGHTS", "[None]"],
             r"ENSEMBLE\.WEIGHTS is \[None\]: names of files",
         ),
+        (NETWORK, ["EVAL.TASKS", "['boxes']"], r"EVAL\.TASKS \['boxes'\]: give one or more of"),
+        (NETWORK, ["EVAL.VOC_COMPETITION", "comp7"], "EVAL.VOC_COMPETITION is 'comp7': give"),
+        (NETWORK, ["EVAL.ALGORITHM_NAME", "a/b"], "EVAL.ALGORITHM_NAME is 'a/b': it becomes"),
+        (NETWORK, ["EVAL.OKS_OVERLAP", "[0.3, 0.1]"], r"EVAL\.OKS_OVERLAP is \[0\.3, 0\.1\]: ri"),
         (NETWORK, ["INPUT.MAX_SIZE_TEST", "0"], "INPUT.MAX_SIZE_TEST is 0: at least 1 is needed"),
     ],
 )

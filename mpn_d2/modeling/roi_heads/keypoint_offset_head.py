@@ -26,8 +26,9 @@ from mpn_d2.codecs.heatmap_offsets import (
     decode_box_heatmaps,
     encode_box_heatmaps,
     read_at_offsets,
+    read_at_offsets_fast,
 )
-from mpn_d2.layers.deformable_conv import DeformableConv2d
+from mpn_d2.layers.deformable_conv import DeformableConv2d, is_recorded
 from mpn_d2.structures.skeleton import get_skeleton
 
 REFINEMENTS = ("none", "conv", "heatmap", "both")
@@ -147,7 +148,9 @@ class KeypointOffsetHead(KRCNNConvDeconvUpsampleHead):
         if self.loss == "mse":
             maps = maps.sigmoid()
         if self._reads_maps:
-            maps = read_at_offsets(maps, self._upsample(x, last, slice(self.num_keypoints, None)))
+            exactly = torch.is_grad_enabled() or is_recorded()
+            read = read_at_offsets if exactly else read_at_offsets_fast
+            maps = read(maps, self._upsample(x, last, slice(self.num_keypoints, None)))
         return maps
 
     def _upsample(self, x: torch.Tensor, last: Any, outputs: slice) -> torch.Tensor:
