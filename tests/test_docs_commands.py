@@ -1,8 +1,7 @@
 """Every command in README and docs is one that this repository understands.
 
-`tools/*.py` and `train_net.py` parse their line and load its config with its keys (a dry run: most
-would take hours, a GPU or COCO); the tests of tests/tools run each tool for real. `make` goals are
-dry-run by make, pieces of Python compiled. Names in capitals, `out` and the like stand for the
+`tools/*.py` and `train_net.py` parse their line and load its config with its keys; `make` goals are
+dry-run by make, pieces of Python compiled. test_docs_commands_run.py runs them. Names in capitals, `out` and the like stand for the
 reader's files.
 """
 
