@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from mpn_d2.data.drawn_look import sample_color, sample_look
 from mpn_d2.data.drawn_people import capsule, seen_joints
 from mpn_d2.data.drawn_pose import JOINT, SIDES, SKELETON
 from mpn_d2.data.drawn_random import Draws
+from mpn_d2.data.limits import read_json_bytes
 
 BUNDLED = Path(__file__).resolve().parent / "layouts"
 # Of the two halves of COCO 2017: what is drawn for testing was never drawn for training.
@@ -57,7 +60,7 @@ def load_layouts(split: str, folder: str | os.PathLike | None = None) -> tuple[l
 
     Raises:
         FileNotFoundError: the folder has no such file.
-        ValueError: the file is not gzipped COCO keypoints.
+        ValueError: the file is not gzipped COCO keypoints, or larger than the limit.
     """
     folder = BUNDLED if folder is None else Path(folder)
     places = [folder / _FILES[split], folder / "annotations" / _FILES[split]]
@@ -69,10 +72,14 @@ def load_layouts(split: str, folder: str | os.PathLike | None = None) -> tuple[l
         )
     data = found[0].read_bytes()
     try:
-        content = json.loads(gzip.decompress(data))
-        layouts = _layouts(content)
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{found[0]} is no gzipped COCO keypoint file: {error!r}") from error
+        with gzip.open(io.BytesIO(data)) as file:
+            unpacked = read_json_bytes(file, found[0])
+    except (OSError, EOFError, zlib.error) as error:
+        raise _no_layouts(found[0], error) from error
+    try:
+        layouts = _layouts(json.loads(unpacked))
+    except (ValueError, KeyError, TypeError) as error:
+        raise _no_layouts(found[0], error) from error
     if not layouts:
         raise ValueError(f"{found[0]} has no annotated people")
     if split == "test" and len(layouts) > TEST_IMAGES:
@@ -80,6 +87,10 @@ def load_layouts(split: str, folder: str | os.PathLike | None = None) -> tuple[l
     if split == "train":
         layouts.sort(key=lambda layout: hashlib.sha256(str(layout.image_id).encode()).digest())
     return layouts, f"{len(layouts)} pictures of {hashlib.sha256(data).hexdigest()[:16]}"
+
+
+def _no_layouts(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is no gzipped COCO keypoint file: {error!r}")
 
 
 def _layouts(content: dict) -> list[Layout]:

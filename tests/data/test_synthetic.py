@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import json
 
@@ -12,7 +13,7 @@ import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import transforms as T
 
-from mpn_d2.data import PoseDatasetMapper
+from mpn_d2.data import PoseDatasetMapper, limits
 from mpn_d2.data.datasets import load_pose_dicts, register_pose_datasets
 from mpn_d2.data.drawn_coco import load_layouts
 from mpn_d2.data.drawn_from_joints import figure_from_joints
@@ -287,7 +288,7 @@ def test_bundled_layouts_are_few_and_apart():
     assert not {x.image_id for x in train} & {x.image_id for x in test}
 
 
-def test_bad_requests_are_one_clear_line(tmp_path):
+def test_bad_requests_are_one_clear_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="unknown drawn dataset 'drawn-v9'"):
         write_dataset("drawn-v9", "test", tmp_path)
     with pytest.raises(ValueError, match="unknown split 'val'"):
@@ -298,8 +299,21 @@ def test_bad_requests_are_one_clear_line(tmp_path):
         write_dataset("drawn-v1", "test", tmp_path, layouts=tmp_path)
     with pytest.raises(FileNotFoundError, match="--layouts must name a folder"):
         write_dataset("drawn-coco-v1", "test", tmp_path, layouts=tmp_path)
-    (tmp_path / "person_keypoints_val2017_half.json.gz").write_bytes(b"no gzip")
-    with pytest.raises(ValueError, match="no gzipped COCO keypoint file"):
+    packed = gzip.compress(json.dumps({"annotations": [], "images": []}).encode())
+    for content in (
+        b"no gzip",
+        packed[:-9],
+        packed[:12] + b"00" + packed[14:],
+        gzip.compress(b"["),
+    ):
+        (tmp_path / "person_keypoints_val2017_half.json.gz").write_bytes(content)
+        with pytest.raises(ValueError, match="no gzipped COCO keypoint file"):
+            write_dataset("drawn-coco-v1", "test", tmp_path, layouts=tmp_path)
+    (tmp_path / "person_keypoints_val2017_half.json.gz").write_bytes(packed)
+    with pytest.raises(ValueError, match=r"half\.json\.gz has no annotated people"):
+        write_dataset("drawn-coco-v1", "test", tmp_path, layouts=tmp_path)
+    monkeypatch.setattr(limits, "MOST_JSON_BYTES", 20)
+    with pytest.raises(ValueError, match=r"^\S+half\.json\.gz holds more than 20 bytes of JSON"):
         write_dataset("drawn-coco-v1", "test", tmp_path, layouts=tmp_path)
 
 
