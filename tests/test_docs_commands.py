@@ -1,8 +1,8 @@
 """Every command in README and docs is one that this repository understands.
 
 `tools/*.py` and `train_net.py` parse their line and load its config with its keys; `make` goals are
-dry-run by make, pieces of Python compiled. test_docs_commands_run.py runs them. Names in capitals, `out` and the like stand for the
-reader's files.
+dry-run by make, pieces of Python compiled. Names in capitals, `out` and the like stand for the
+reader's files. test_docs_commands_run.py runs the commands.
 """
 
 from __future__ import annotations
