@@ -35,7 +35,7 @@ EXTRAS = {
     "export": ["onnx>=1.17", "onnxruntime>=1.20"],
     # Weights in HDF5 files (tools/convert_checkpoint.py); the tests need both.
     "convert": ["h5py>=3.10"],
-    # The code behind these comes with later releases; not part of constraints.txt yet.
+    # ImageNet weights of timm's networks; the tests compare our trunks with them.
     "backbones": ["timm>=1.0"],
     # The site (make docs) and the notebook in it; the tests build the one and run the other.
     "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=0.29", "nbclient>=0.10", "ipykernel>=6.29"],

@@ -81,7 +81,7 @@ def test_detectron2_is_never_required(setup_arguments: dict) -> None:
 def test_pins_lie_in_the_tested_ranges(setup_arguments: dict) -> None:
     pinned = pins()
     required = list(setup_arguments["install_requires"])
-    for extra in ("test", "convert", "export"):
+    for extra in ("test", "convert", "export", "backbones", "docs"):
         required += setup_arguments["extras_require"][extra]
     for requirement in map(Requirement, required):
         if requirement.name.startswith("opencv") and requirement.name not in pinned:

@@ -95,7 +95,7 @@ def requirements() -> list[str]:
         import json, runpy
         lists = runpy.run_path("setup.py", run_name="lists")
         needed = lists["REQUIREMENTS"] + lists["opencv_requirement"]()
-        for extra in ("test", "convert", "export", "docs"):
+        for extra in ("test", "convert", "export", "backbones", "docs"):
             needed += lists["EXTRAS"][extra]
         print(json.dumps(needed))"""
     command = [sys.executable, "-c", code]
