@@ -84,6 +84,14 @@ Part `regression`, random weights, one image with so many known people (see `pip
 
 Part `regression_memory`: regression/training_mib/kept, /weights and /total of a training step on
 --memory-batch-size images of --size, computed from shapes; nothing is run.
+
+    python tools/benchmark.py --config-file configs/MultiPoseNet/R_50_shared.yaml --part systems \
+        --beside configs/PoseRegression/R_50.yaml configs/MultitaskRCNN/R_50_standard_RB_H.yaml \
+        --persons 1 20 --output docs/results/benchmark_systems.json
+
+Part `systems`, random weights, plain mode: systems/seconds/<config>/<people>, the config's network
+and those of --beside, in turns with Keypoint R-CNN, from an image in memory to so many people, and
+systems/ratio/<config>/<people>. People are put in as fits each kind: maps, boxes, poses or steps.
 """
 
 from __future__ import annotations
@@ -110,6 +118,7 @@ from mpn_d2.engine.pipeline_speed import Settings, measure_pipeline
 from mpn_d2.engine.rcnn_speed import measure_heads
 from mpn_d2.engine.regression_speed import measure_regression, training_memory
 from mpn_d2.engine.speed_reference import NAMES
+from mpn_d2.engine.system_speed import measure_systems
 from mpn_d2.utils.files import check_file
 from mpn_d2.utils.results import write_results
 from mpn_d2.utils.speed_plot import plot_speed
@@ -131,6 +140,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         "--part", choices=sorted(PARTS), default="pipeline", help="(default: pipeline)"
     )
     parser.add_argument("--output", required=True, metavar="F.json", help="file of the figures")
+    parser.add_argument(
+        "--beside", nargs="+", default=[], metavar="FILE", help="further configs (part systems)"
+    )
     parser.add_argument("--size", type=int, default=480, help="side of images (default: 480)")
     group = parser.add_argument_group("part pipeline")
     group.add_argument("--persons", type=int, nargs="+", default=[1, 5, 20, 50], metavar="N")
@@ -163,6 +175,8 @@ def main(args: argparse.Namespace) -> None:
     for name, value in vars(args).items():
         if isinstance(value, int) and not isinstance(value, bool) and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 1")
+    if args.beside and args.part != "systems":
+        raise ValueError(f"--beside is for part systems, not {args.part}")
     if args.plot and args.part != "pipeline":
         raise ValueError(f"--plot shows part pipeline, not {args.part}")
     # Not after hours of measuring.
@@ -267,6 +281,23 @@ def of_regression_memory(args: argparse.Namespace, cfg: CfgNode) -> dict[str, fl
     return training_memory(cfg, size=args.size, batch=args.memory_batch_size)
 
 
+def of_systems(args: argparse.Namespace, cfg: CfgNode) -> dict[str, float]:
+    """The figures of part `systems`, see the head of this file."""
+    if min(args.persons) < 0:
+        raise ValueError("--persons needs numbers of people, 0 or more")
+    configs = {_name(args.config_file): cfg}
+    configs |= {_name(file): load_config(file, args.opts) for file in args.beside}
+    if len(configs) <= len(args.beside):
+        raise ValueError("--beside names a config twice")
+    return measure_systems(configs, persons=args.persons, size=args.size, rounds=args.rounds)
+
+
+def _name(file: str) -> str:
+    """Two systems have an R_50: the folder tells which."""
+    path = Path(file)
+    return f"{path.parent.name}.{path.stem}"
+
+
 PARTS = {
     "pipeline": of_pipeline,
     "data": of_data,
@@ -275,6 +306,7 @@ PARTS = {
     "heads": of_heads,
     "regression": of_regression,
     "regression_memory": of_regression_memory,
+    "systems": of_systems,
     "all": of_all,
 }
 

@@ -3,14 +3,16 @@
 
     python tools/performance.py --runs RUNS
     python tools/performance.py --runs RUNS --only speed
+    python tools/performance.py --runs RUNS --only systems
     python tools/performance.py --runs RUNS --only accuracy
 
 speed: tools/benchmark.py on R_50_shared, R_50 and Lite_R_18 (hundreds of passes, on a machine that
 does nothing else) into results/performance.json, performance_R_50.json, performance_Lite_R_18.json
-and images/performance_<config>.png of --output. accuracy: AP of the network of
-tools/train_synthetic.py and of configs/quick/lite_drawn.yaml on the drawn test images in every
-mode, into results/performance_accuracy.json; trains below RUNS what is not there (an hour each on
-2 cores; repeating the command goes on). Options of the benchmark stand behind --opts.
+and images/performance_<config>.png of --output. systems: all systems in plain mode and the refined
+heads of the R-CNN into results/benchmark_systems.json and benchmark_heads.json. accuracy: AP of the
+network of tools/train_synthetic.py and of configs/quick/lite_drawn.yaml on the drawn test images in
+every mode, into results/performance_accuracy.json; trains below RUNS what is not there (an hour
+each on 2 cores; repeating the command goes on). Options of the benchmark stand behind --opts.
 """
 
 from __future__ import annotations
@@ -29,7 +31,13 @@ from mpn_d2.engine.fast import MODES, unavailable
 from mpn_d2.engine.stages import FINAL, evaluate
 from mpn_d2.utils.doc_tables import fill_tables
 from mpn_d2.utils.files import check_folder
-from mpn_d2.utils.performance_page import accuracy_table, speed_tables, targets_table
+from mpn_d2.utils.performance_page import (
+    accuracy_table,
+    heads_table,
+    speed_tables,
+    systems_table,
+    targets_table,
+)
 from mpn_d2.utils.results import flat_metrics, read_results, update_results
 from tools.inference_table import prepare_data, train_missing
 
@@ -42,6 +50,21 @@ SPEED = {
     "Lite_R_18": "performance_Lite_R_18.json",
 }
 ACCURACY = "performance_accuracy.json"
+# Systems beside one another, and the refined head of the R-CNN.
+SYSTEMS, HEADS = "benchmark_systems.json", "benchmark_heads.json"
+OTHERS = {
+    SYSTEMS: [
+        *("--part", "systems", "--config-file", "configs/MultiPoseNet/R_50_shared.yaml"),
+        *("--beside", "configs/MultiPoseNet/R_50.yaml", "configs/PoseRegression/R_50.yaml"),
+        "configs/MultitaskRCNN/R_50_standard.yaml",
+        "configs/MultitaskRCNN/R_50_standard_RB_H.yaml",
+        "configs/UnifiedAssociation/mpn_R50.yaml",
+        *("--persons", "1", "5", "20"),
+    ],
+    HEADS: [
+        *("--part", "heads", "--config-file", "configs/MultitaskRCNN/R_50_multi_RB_H.yaml"),
+    ],
+}
 # Config below configs/quick to the folder of its training.
 NETWORKS = {"drawn_v1": "drawn-v1", "lite_drawn": "lite-drawn-v1"}
 BENCHMARK = [
@@ -55,7 +78,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", required=True, metavar="DIR", help="data and trainings go there")
-    parser.add_argument("--only", choices=("speed", "accuracy"), help="(default: both)")
+    parser.add_argument("--only", choices=("speed", "systems", "accuracy"), help="(default: all)")
     parser.add_argument(
         "--output", default=str(DOCS), metavar="DIR", help="of results/ and images/ (default: docs)"
     )
@@ -75,10 +98,15 @@ def main(args: argparse.Namespace) -> None:
     # Not after hours of measuring.
     for folder in (output / "results", output / "images", Path(args.runs)):
         check_folder(folder)
-    if args.only != "accuracy":
+    if args.only in (None, "speed"):
         for config in args.configs:
             measure_speed(config, output, args)
-    if args.only != "speed":
+    if args.only in (None, "systems"):
+        for file, options in OTHERS.items():
+            rounds = ["--repeats" if file == HEADS else "--rounds", str(args.rounds)]
+            command = ["tools/benchmark.py", *options, *rounds]
+            run_benchmark([*command, "--output", str(output / "results" / file), *args.opts])
+    if args.only in (None, "accuracy"):
         measure_accuracy(output, Path(args.runs).resolve(), args.modes)
     found = tables(output)
     for name, table in found.items():
@@ -93,9 +121,14 @@ def measure_speed(config: str, output: Path, args: argparse.Namespace) -> None:
     command += [*BENCHMARK, "--modes", *args.modes, "--rounds", str(args.rounds)]
     command += ["--output", str(output / "results" / SPEED[config])]
     command += ["--plot", str(output / "images" / f"performance_{config}.png"), *args.opts]
+    run_benchmark(command)
+
+
+def run_benchmark(command: list[str]) -> None:
+    """Runs a command line of tools/benchmark.py from the repository's root."""
     print(" ".join(["python", *command]), flush=True)
-    done = subprocess.run([sys.executable, *command], cwd=REPO)
-    if done.returncode:
+    config = Path(command[command.index("--config-file") + 1]).stem
+    if subprocess.run([sys.executable, *command], cwd=REPO).returncode:
         raise ValueError(f"the benchmark of {config} failed, its message stands above")
 
 
@@ -139,6 +172,8 @@ def tables(output: Path) -> dict[str, str]:
     main, light = "R_50_shared", "Lite_R_18"
     targets = targets_table(main, measured[main], light, measured[light])
     further = {"accuracy": accuracy, "targets": targets}
+    for name, file, table in (("systems", SYSTEMS, systems_table), ("heads", HEADS, heads_table)):
+        further[name] = table(read_results(output / "results" / file).get("metrics", {}))
     return {**found, **{name: table for name, table in further.items() if table}}
 
 

@@ -14,27 +14,21 @@ _ZOO = {"keypoint_rcnn": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x.yaml"}
 NAMES = tuple(_ZOO)
 
 
-class TopDown:
-    """Detectron2's network with a given number of people, whatever its random weights say.
+class GivenBoxes:
+    """An R-CNN with a given number of people, whatever its random weights say.
 
     Backbone, proposals and their suppression run as ever; the box head then gets PROPOSALS fixed
-    boxes, and the keypoint head the people's, by `forward_with_given_boxes`.
+    boxes, and the other heads the people's, by `forward_with_given_boxes`.
     """
 
-    def __init__(self, name: str, device: str, seed: int = 0) -> None:
+    def __init__(self, model: GeneralizedRCNN, seed: int = 0) -> None:
         """
         Args:
-            name: of NAMES.
-            device: cpu or cuda.
-            seed: of weights and proposals.
+            model: in evaluation mode.
+            seed: of the proposals.
         """
-        cfg = model_zoo.get_config(_ZOO[name])
-        cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", device
-        torch.manual_seed(seed)
-        self.model: nn.Module = build_model(cfg).eval()
-        # Random maps are so large that its softmax over them overflows; flat ones cost the same.
-        nn.init.zeros_(self.model.roi_heads.keypoint_head.score_lowres.weight)
-        self.device = device
+        self.model = model
+        self.device = model.device
         self.seed = seed
 
     @torch.no_grad()
@@ -66,3 +60,22 @@ class TopDown:
         proposals = Instances(size, proposal_boxes=boxes)
         proposals.objectness_logits = torch.zeros(PROPOSALS, device=self.device)
         return proposals
+
+
+class TopDown(GivenBoxes):
+    """Detectron2's network, random weights."""
+
+    def __init__(self, name: str, device: str, seed: int = 0) -> None:
+        """
+        Args:
+            name: of NAMES.
+            device: cpu or cuda.
+            seed: of weights and proposals.
+        """
+        cfg = model_zoo.get_config(_ZOO[name])
+        cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = "", device
+        torch.manual_seed(seed)
+        model = build_model(cfg).eval()
+        # Random maps are so large that its softmax over them overflows; flat ones cost the same.
+        nn.init.zeros_(model.roi_heads.keypoint_head.score_lowres.weight)
+        super().__init__(model, seed)

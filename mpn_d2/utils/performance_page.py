@@ -97,6 +97,34 @@ def accuracy_table(metrics: Metrics) -> str:
     )
 
 
+def systems_table(metrics: Metrics) -> str:
+    """Rows of figures systems/seconds/<config>/<people> and systems/ratio/...; "" without any."""
+    rows = _values(metrics, "systems/seconds", 2)
+    counts = sorted({int(n.rsplit("/", 1)[1]) for n in metrics if n.startswith("systems/seconds/")})
+
+    def figures(kind: str, row: str, factor: float) -> list[float | None]:
+        return [_times(metrics.get(f"systems/{kind}/{row}/{n}"), factor) for n in counts]
+
+    head = ["people", *(f"{n}, ms" for n in counts), *(f"{n}, %" for n in counts)]
+    return _table(
+        head, ((r, [*figures("seconds", r, 1000), *figures("ratio", r, 100)]) for r in rows)
+    )
+
+
+def heads_table(metrics: Metrics) -> str:
+    """Rows of figures heads/seconds/<refinement>/<people>; "" without any."""
+    names = [n for n in metrics if n.startswith("heads/seconds/")]
+    rows = [(n.split("/")[2], n.split("/")[3]) for n in names]
+
+    def row(refinement: str, people: str) -> list[float | None]:
+        seconds = metrics[f"heads/seconds/{refinement}/{people}"]
+        ratio = metrics.get(f"heads/ratio/{refinement}/{people}")
+        return [_times(seconds, 1000), _times(ratio, 100)]
+
+    head = ["refinement", "ms", "% of none"]
+    return _table(head, ((refinement, row(refinement, people)) for refinement, people in rows))
+
+
 def _difference(metrics: Metrics, row: str) -> float | None:
     key = SCORES["keypoint AP"]
     own, plain = metrics.get(f"{row}/{key}"), metrics.get(f"{row.split('/')[0]}/{PLAIN}/{key}")

@@ -151,6 +151,34 @@ PIPELINE = ["--modes", "plain", "fp32", "--persons", "0", "3", "--size", "64", "
 LITE = "configs/MultiPoseNet/Lite_R_18.yaml"
 
 
+def test_figures_of_the_systems_part(tmp_path, sample_dir, monkeypatch) -> None:
+    configs = sample_dir.parents[1] / "configs"
+    own, other = (str(configs / x / "R_18_small.yaml") for x in ("MultiPoseNet", "PoseRegression"))
+    seen = {}
+
+    def measured(found: dict, **settings: object) -> dict[str, float]:
+        seen.update(settings, names={k: cfg.MODEL.META_ARCHITECTURE for k, cfg in found.items()})
+        return {"systems/ratio/a/1": 0.5}
+
+    monkeypatch.setattr(benchmark, "measure_systems", measured)
+    arguments = ["--config-file", own, "--output", str(tmp_path / "a.json"), "--size", "64"]
+    arguments += ["--part", "systems", "--persons", "1", "3", "--rounds", "2"]
+    benchmark.main(benchmark.parse_args([*arguments, "--beside", other]))
+    assert seen.pop("names") == {
+        "MultiPoseNet.R_18_small": "MultiPoseNet",
+        "PoseRegression.R_18_small": "PoseRegression",
+    }
+    assert seen == {"persons": [1, 3], "size": 64, "rounds": 2}
+    assert json.loads((tmp_path / "a.json").read_text())["metrics"] == {"systems/ratio/a/1": 0.5}
+    for further, words in (
+        (["--beside", own], "--beside names a config twice"),
+        (["--beside", other, "--part", "heads"], "--beside is for part systems, not heads"),
+        (["--persons", "-1"], "--persons needs numbers of people"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            benchmark.main(benchmark.parse_args([*arguments, *further]))
+
+
 def test_figures_of_the_pipeline(tmp_path, sample_dir, capsys, monkeypatch) -> None:
     asked = []
 

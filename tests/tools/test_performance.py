@@ -49,6 +49,35 @@ def test_speed_runs_the_benchmark_of_every_config(tmp_path, monkeypatch, capsys)
     assert "people_Lite_R_18" in capsys.readouterr().out
 
 
+def test_systems_and_heads_are_measured_and_shown(tmp_path, monkeypatch):
+    ran = {}
+
+    def run(command: list[str], cwd: Path) -> SimpleNamespace:
+        args = benchmark.parse_args(command[2:])
+        ran[args.part] = args
+        values = {
+            "systems": {"seconds/keypoint_rcnn/1": 0.5, "seconds/A.b/1": 0.25, "ratio/A.b/1": 0.5},
+            "heads": {"seconds/none/20": 2.0, "seconds/both/20": 2.5, "ratio/both/20": 1.25},
+        }[args.part]
+        metrics = {f"{args.part}/{name}": value for name, value in values.items()}
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(args.output).write_text(json.dumps({"metrics": metrics}))
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(performance.subprocess, "run", run)
+    arguments = ["--runs", "r", "--only", "systems", "--output", str(tmp_path), "--rounds", "3"]
+    performance.main(performance.parse_args(arguments))
+    assert (ran["systems"].rounds, ran["heads"].repeats) == (3, 3)
+    for file in (ran["systems"].config_file, *ran["systems"].beside, ran["heads"].config_file):
+        assert (REPO / file).is_file()
+    found = performance.tables(tmp_path)
+    assert found["systems"].splitlines()[2:] == [
+        "| keypoint_rcnn | 500.0 | - |",
+        "| A.b | 250.0 | 50.0 |",
+    ]
+    assert found["heads"].splitlines()[2:] == ["| none | 2000.0 | - |", "| both | 2500.0 | 125.0 |"]
+
+
 def test_a_benchmark_that_fails_ends_it(tmp_path, monkeypatch):
     failed = subprocess.CompletedProcess([], 2)
     monkeypatch.setattr(performance.subprocess, "run", lambda *a, **named: failed)
