@@ -33,10 +33,9 @@ _TASKS = ("bbox", "segm", "keypoints", "sem_seg")
 
 def check_evaluation_config(cfg: CfgNode) -> None:
     """Raises a ValueError that names a key of EVAL which no evaluator can be built with, whatever
-    the dataset."""
-    tasks = list(cfg.EVAL.TASKS)
-    if not tasks or set(tasks) - set(_TASKS):
-        raise ValueError(f"EVAL.TASKS {tasks}: give one or more of {', '.join(_TASKS)}")
+    the dataset; no task at all is fine where nothing is evaluated."""
+    if set(cfg.EVAL.TASKS) - set(_TASKS):
+        raise ValueError(_unknown_tasks(cfg))
     check_competition(cfg.EVAL.VOC_COMPETITION)
     check_algorithm_name(cfg.EVAL.ALGORITHM_NAME)
     check_edges(cfg.EVAL.OKS_OVERLAP)
@@ -48,12 +47,14 @@ def build_evaluator(
     """The evaluators of EVAL.TASKS on one dataset, results written to `output_dir`.
 
     Raises:
-        ValueError: as `check_evaluation_config`, an unknown dataset, or a task that the dataset has
-            no truth for by its kind.
+        ValueError: as `check_evaluation_config`, no task, an unknown dataset, or a task that the
+            dataset has no truth for by its kind.
         FileNotFoundError: the dataset's files are missing.
     """
     check_evaluation_config(cfg)
     tasks = list(cfg.EVAL.TASKS)
+    if not tasks:
+        raise ValueError(_unknown_tasks(cfg))
     check_dataset(dataset_name)
     coco_tasks = [task for task in _TASKS if task in tasks and task != "sem_seg"]
     common: dict[str, Any] = {"output_dir": output_dir}
@@ -85,6 +86,10 @@ def build_evaluator(
             PersonSegEvaluator(dataset_name, threshold=cfg.EVAL.MASK_THRESH, **common)
         )
     return DatasetEvaluators(evaluators)
+
+
+def _unknown_tasks(cfg: CfgNode) -> str:
+    return f"EVAL.TASKS {list(cfg.EVAL.TASKS)}: give one or more of {', '.join(_TASKS)}"
 
 
 def drop_missing(results: dict) -> dict:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from speed_figures import FIGURES
 
+from mpn_d2.data.datasets import load_pose_dicts
 from mpn_d2.utils.doc_tables import fill_tables
 from mpn_d2.utils.performance_page import speed_tables
 from tools import benchmark, performance
@@ -107,13 +108,14 @@ def test_accuracy_of_both_networks_in_every_mode(tmp_path, monkeypatch):
 
     def evaluate(cfg, *, weights: str) -> dict:
         evaluated.append((Path(weights).parent.name, cfg.SPEED.MODE, cfg.MODEL.POSE_FPN.SHARED))
+        assert len(load_pose_dicts(cfg.DATASETS.TEST, is_train=False)) == 3
         return {cfg.DATASETS.TEST[0]: {"keypoints": {"AP": 50.0 + len(evaluated)}}}
 
     monkeypatch.setattr(performance, "evaluate", evaluate)
     lacks = {"half": "no bfloat16"}
     monkeypatch.setattr(performance, "unavailable", lambda mode, *rest: lacks.get(mode, ""))
     arguments = ["--runs", str(tmp_path), "--only", "accuracy", "--output", str(tmp_path / "o")]
-    arguments += ["--modes", "plain", "fp32", "half"]
+    arguments += ["--modes", "plain", "fp32", "half", "--test-images", "3"]
     performance.main(performance.parse_args(arguments))
     assert trained == ["drawn_v1.yaml", "lite_drawn.yaml"]
     assert evaluated == [
