@@ -139,14 +139,13 @@ def _draw_file(task: _Task) -> tuple[dict, list[dict]]:
     done, data = cv2.imencode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     if not done:
         raise ValueError(f"image {path} cannot be encoded as PNG")
-    # Partial files that were left go with all stale images, before the first is drawn.
-    _write_whole(path, data.tobytes(), clean=False)
+    _write_whole(path, data.tobytes())
     return entry, people
 
 
-def _write_whole(path: Path, content: bytes, *, clean: bool = True) -> None:
+def _write_whole(path: Path, content: bytes) -> None:
     """A file, whole or not at all; an OSError names it."""
-    partial = partial_beside(path, clean=clean)
+    partial = partial_beside(path)
     try:
         partial.write_bytes(content)
         os.replace(partial, path)

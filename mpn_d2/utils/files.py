@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import re
@@ -54,34 +55,29 @@ def write_text_atomically(path: str | os.PathLike, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-def partial_beside(path: str | os.PathLike, *, suffix: str = "", clean: bool = True) -> Path:
+def partial_beside(path: str | os.PathLike, *, suffix: str = "") -> Path:
     """Where the content of a file is written before it takes the file's name: beside it.
+
+    What killed processes left so in that folder goes, the first time that this one asks.
 
     Args:
         path: of the file that it becomes.
         suffix: at the end, for what tells a file's kind by it.
-        clean: remove first what processes that were killed have left there of the same file. It
-            looks through the folder: where thousands of files are written, once is enough
-            (`remove_partials`).
     """
     path = Path(path)
-    if clean:
-        remove_partials(path.parent, path.name)
+    _remove_partials(os.path.abspath(path.parent))
     return path.with_name(f"{path.name}{_PARTIAL}{_host()}-{os.getpid()}{suffix}")
 
 
-def remove_partials(folder: str | os.PathLike, name: str = "") -> None:
-    """Removes partial files (of a file `name`, or all) whose process of this machine has ended.
-
-    Those of other machines that share the folder may still be written.
-    """
-    end = re.compile(f"{re.escape(_PARTIAL + _host())}-([0-9]+)([.][^.]*)?")
-    folder = Path(folder)
-    for file in folder.iterdir() if folder.is_dir() else ():
-        place = file.name.find(_PARTIAL)
-        found = end.fullmatch(file.name[place:]) if place > 0 else None
-        if found and name in ("", file.name[:place]) and not _is_running(int(found[1])):
-            file.unlink(missing_ok=True)
+@functools.cache
+def _remove_partials(folder: str) -> None:
+    """Removes partial files whose process of this machine has ended; once: a folder may hold
+    thousands. Those of other machines that share the folder may still be written."""
+    end = re.compile(f".+{re.escape(_PARTIAL + _host())}-([0-9]+)([.][^.]*)?")
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        found = end.fullmatch(name)
+        if found and not _is_running(int(found[1])):
+            Path(folder, name).unlink(missing_ok=True)
 
 
 def _host() -> str:
@@ -152,12 +148,11 @@ class JsonListWriter:
     def __init__(self, path: str | os.PathLike) -> None:
         self.path = Path(path)
         self.count = 0
-        self._partial = self.path
+        self._partial = partial_beside(self.path)
         self._file: TextIO | None = None
 
     def __enter__(self) -> JsonListWriter:
         make_folder(self.path.parent)
-        self._partial = partial_beside(self.path)
         self._file = open(self._partial, "w", encoding="utf-8")
         self._file.write("[")
         return self
