@@ -77,6 +77,9 @@ def _add_evaluation_keys(cfg: CN) -> None:
     cfg.EVAL.COUNT_SCORE = -1.0
     # A pixel is a person's where the person mask is over this, 0 to 1. [spec section 10: 0.5]
     cfg.EVAL.MASK_THRESH = 0.5
+    # Least score of people who are drawn, written by the demo and returned by PosePredictor where
+    # no other is asked for, 0 to 1. COCO's figures count everybody. [ours]
+    cfg.EVAL.CONFIDENCE_THRESH = 0.5
     # Name in the files for COCO's evaluation server, which datasets without annotations get
     # (person_keypoints_test-dev2017_<name>_results.zip): letters, digits, _ - . [ours]
     cfg.EVAL.ALGORITHM_NAME = "mpn_d2"

@@ -62,10 +62,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--confidence-threshold",
         type=float,
-        default=0.5,
         metavar="T",
-        help="least box score of people that are drawn and written, 0 to 1 (default: 0.5); below "
-        "MODEL.ASSEMBLER.BOX_SCORE_THRESH a box has no skeleton",
+        help="least box score of people that are drawn and written, 0 to 1 (default: the config's "
+        "EVAL.CONFIDENCE_THRESH); below MODEL.ASSEMBLER.BOX_SCORE_THRESH a box has no skeleton",
     )
     parser.add_argument("--batch-size", type=int, default=1, help="images at a time (default: 1)")
     parser.add_argument(
@@ -110,7 +109,8 @@ def main(args: argparse.Namespace) -> None:
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
-    check_share("--confidence-threshold", args.confidence_threshold)
+    if args.confidence_threshold is not None:
+        check_share("--confidence-threshold", args.confidence_threshold)
     check_share("--keypoint-threshold", args.keypoint_threshold)
     if args.batch_size < 1:
         raise ValueError(f"--batch-size is {args.batch_size}: at least 1 is needed")

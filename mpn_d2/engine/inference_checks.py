@@ -27,6 +27,7 @@ RANGES = (
     ("INPUT.MIN_SIZE_TEST", 0, math.inf),
     ("INPUT.MAX_SIZE_TEST", 1, math.inf),
     ("EVAL.MASK_THRESH", 0, 1),
+    ("EVAL.CONFIDENCE_THRESH", 0, 1),
 )
 
 

@@ -48,6 +48,7 @@ def build_picture_hook(cfg: CfgNode, *, to_events: bool) -> PictureHook | None:
         folder=os.path.join(cfg.OUTPUT_DIR, FOLDER),
         skeleton=get_skeleton(cfg.MODEL.SKELETON),
         image_format=cfg.INPUT.FORMAT,
+        score_threshold=cfg.EVAL.CONFIDENCE_THRESH,
         to_events=to_events,
     )
 
@@ -67,6 +68,7 @@ class PictureHook(HookBase):
         folder: str,
         skeleton: Skeleton,
         image_format: str,
+        score_threshold: float = 0.5,
         to_events: bool = False,
     ) -> None:
         """
@@ -76,6 +78,7 @@ class PictureHook(HookBase):
                 iter_<iteration>_people.png.
             skeleton: of the keypoints.
             image_format: INPUT.FORMAT of the images.
+            score_threshold: least box score of people who are drawn.
             to_events: also put the pictures into the event storage, which a TensorBoard writer
                 must empty.
         """
@@ -83,6 +86,7 @@ class PictureHook(HookBase):
         self.folder = Path(folder)
         self.skeleton = skeleton
         self.image_format = image_format
+        self.score_threshold = score_threshold
         self.to_events = to_events
         self._batch: list[dict] | None = None
         self._handle: Any = None
@@ -106,7 +110,9 @@ class PictureHook(HookBase):
             return
         model = bare_model(self.trainer.model)
         with undisturbed(model):
-            pictures = draw_batch(model, batch, self.skeleton, self.image_format)
+            pictures = draw_batch(
+                model, batch, self.skeleton, self.image_format, self.score_threshold
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         for place, (name, picture) in enumerate(pictures):
             write_png(self.folder / f"iter_{self.trainer.iter:07d}_{name}.png", picture)
@@ -143,9 +149,14 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def draw_batch(
-    model: nn.Module, batch: list[dict], skeleton: Skeleton, image_format: str
+    model: nn.Module,
+    batch: list[dict],
+    skeleton: Skeleton,
+    image_format: str,
+    score_threshold: float = 0.5,
 ) -> list[tuple[str, np.ndarray]]:
     """Names and pictures (RGB uint8) of the first of a training batch; the model in eval mode.
+    Predicted people whose box scores less than `score_threshold` are left out.
 
     None of an assembly whose evidence sees no grids.
     """
@@ -161,13 +172,15 @@ def draw_batch(
     return [
         (
             re.sub(r"[^\w.-]", "_", f"{place}_{x.get('image_id', '')}"),
-            _draw_image(model, x, skeleton, image_format),
+            _draw_image(model, x, skeleton, image_format, score_threshold),
         )
         for place, x in enumerate(images)
     ]
 
 
-def _draw_image(model: nn.Module, x: dict, skeleton: Skeleton, image_format: str) -> np.ndarray:
+def _draw_image(
+    model: nn.Module, x: dict, skeleton: Skeleton, image_format: str, score_threshold: float
+) -> np.ndarray:
     """Targets above predictions of one training input, in the network-input frame."""
     image = convert_image_to_rgb(x["image"].permute(1, 2, 0), image_format)
     # Without the size of the file, results stay in the frame of the network input.
@@ -175,7 +188,8 @@ def _draw_image(model: nn.Module, x: dict, skeleton: Skeleton, image_format: str
     if not hasattr(model, "assembler"):
         # Maps that are drawn are those that boxes claim joints from.
         above = draw_boxes(image, x["instances"], x["crowd_boxes"], skeleton)
-        return stack([above, draw_people(image, result["instances"], skeleton)])
+        found = draw_people(image, result["instances"], skeleton, score_threshold=score_threshold)
+        return stack([above, found])
     head = model.keypoint_head
     tensor = model.preprocess_image([x]).tensor
     maps = head.layers(model.backbone(tensor)).maps
@@ -194,7 +208,9 @@ def _draw_image(model: nn.Module, x: dict, skeleton: Skeleton, image_format: str
         targets.loss_mask[0],
         head.stride,
     )
-    below = draw_predictions(image, result["instances"], skeleton, maps[0], head.stride)
+    below = draw_predictions(
+        image, result["instances"], skeleton, maps[0], head.stride, score_threshold
+    )
     return stack([above, below])
 
 

@@ -37,7 +37,7 @@ class PosePredictor:
         weights: str | os.PathLike | None = None,
         options: Sequence[object] = (),
         *,
-        confidence_threshold: float = 0.5,
+        confidence_threshold: float | None = None,
         device: str | torch.device | None = None,
         input_format: str = "RGB",
         heatmaps: bool = False,
@@ -48,8 +48,9 @@ class PosePredictor:
                 ("MultiPoseNet/R_50.yaml"), or a config, which is left as it is.
             weights: checkpoint that fits the config; None takes MODEL.WEIGHTS.
             options: KEY, VALUE, KEY, VALUE ... over the config, as on a command line.
-            confidence_threshold: least box score of people in the results, 0 to 1. Below
-                MODEL.ASSEMBLER.BOX_SCORE_THRESH a box has no skeleton.
+            confidence_threshold: least box score of people in the results, 0 to 1; None takes
+                EVAL.CONFIDENCE_THRESH. Below MODEL.ASSEMBLER.BOX_SCORE_THRESH a box has no
+                skeleton.
             device: "cpu", "cuda", "cuda:1" ...; None takes MODEL.DEVICE, or the CPU where a
                 config file is given and PyTorch sees no GPU.
             input_format: of arrays: "RGB", or "BGR" as OpenCV reads them. (Files are read right.)
@@ -59,7 +60,8 @@ class PosePredictor:
             FileNotFoundError: no such config or weights.
             ValueError: an argument out of range, an unknown key, weights that do not fit.
         """
-        check_share("confidence_threshold", confidence_threshold)
+        if confidence_threshold is not None:
+            check_share("confidence_threshold", confidence_threshold)
         if input_format not in ("RGB", "BGR"):
             raise ValueError(f"input_format is {input_format!r}: RGB or BGR is needed")
         texts = [str(option) for option in options]
@@ -77,6 +79,8 @@ class PosePredictor:
         cfg.freeze()
         self.cfg = cfg
         self.skeleton = get_skeleton(cfg.MODEL.SKELETON)
+        if confidence_threshold is None:
+            confidence_threshold = cfg.EVAL.CONFIDENCE_THRESH
         self._threshold = confidence_threshold
         self._input_format = input_format
         self._predict = ImagePredictor(cfg, os.fspath(weights or cfg.MODEL.WEIGHTS))

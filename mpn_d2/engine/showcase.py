@@ -158,7 +158,7 @@ def drawn_predictions(
             result["instances"],
             skeleton,
             result.get("sem_seg"),
-            score_threshold=cfg.MODEL.ASSEMBLER.BOX_SCORE_THRESH,
+            score_threshold=cfg.EVAL.CONFIDENCE_THRESH,
         )
         yield Path(record["file_name"]).stem, picture
 

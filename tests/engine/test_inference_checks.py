@@ -94,6 +94,7 @@ def test_no_config_has_keys_without_effect(paper_config):
         (NETWORK, ["REFINE.MERGE", "mean"], "REFINE.MERGE is 'mean'; choose one of average"),
         (NETWORK, ["REFINE.BOX_SCORE_THRESH", "2.0"], "REFINE.BOX_SCORE_THRESH is 2.0"),
         (NETWORK, ["EVAL.MASK_THRESH", "7.0"], "EVAL.MASK_THRESH is 7.0: 0 to 1 is needed"),
+        (NETWORK, ["EVAL.CONFIDENCE_THRESH", "2.0"], "EVAL.CONFIDENCE_THRESH is 2.0: 0 to 1"),
         (
             NETWORK,
             ["ENSEMBLE.CONFIGS", "[1]", "ENSEMBLE.WEIGHTS", "['a.pth']"],

@@ -122,12 +122,16 @@ def test_period_zero_draws_nothing(paper_config):
 def test_pictures_of_poses_without_heatmaps(paper_config):
     """Annotated people above predicted ones."""
     register_pose_datasets()
-    cfg = paper_config("PoseRegression/R_18_small.yaml", TINY)
+    everybody = ["MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]
+    cfg = paper_config("PoseRegression/R_18_small.yaml", [*TINY, *everybody])
     model = build_model(cfg).eval()
     (batch,) = [x for _, x in zip(range(1), PoseTrainer.build_train_loader(cfg))]
     with torch.no_grad():
         pictures = draw_batch(model, batch, get_skeleton("coco"), cfg.INPUT.FORMAT)
+        all_of_them = draw_batch(model, batch, get_skeleton("coco"), cfg.INPUT.FORMAT, 0.0)
     assert len(pictures) == len(batch) == 2
+    # An untrained network is sure of nobody.
+    assert not np.array_equal(pictures[0][1], all_of_them[0][1])
     for x, (name, picture) in zip(batch, pictures, strict=True):
         height, width = x["image"].shape[1:]
         assert str(x["image_id"]) in name

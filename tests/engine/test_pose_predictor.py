@@ -119,6 +119,12 @@ def test_threshold(squares, threshold: float, count: int):
     assert people.draw(scene(TWO, SIZE)).shape == (*SIZE, 3)
 
 
+def test_the_configs_threshold_where_none_is_asked_for(squares):
+    options = ["EVAL.CONFIDENCE_THRESH", "0.85"]
+    assert len(squares(options=options)(scene(TWO, SIZE))) == 1
+    assert len(squares(options=options, confidence_threshold=0)(scene(TWO, SIZE))) == 3
+
+
 def test_systems_without_poses_and_mask():
     found = SquareNetwork()([scene(TWO, SIZE)])[0]["instances"]
     for name in ("pred_keypoints", "pose_scores"):

@@ -22,10 +22,10 @@ PAPER_ROWS = ["baseline", "align", "sampling", "heatmap", "filter"]
 tool = load_tool("train_regression")
 
 
-@pytest.mark.parametrize("row", [*PAPER_ROWS, "psm"])
+@pytest.mark.parametrize("row", [*PAPER_ROWS, "psm", "joints"])
 def test_rows_are_the_papers_configs(row):
-    """Whatever MODEL.POSE_REGRESSION says in configs/PoseRegression/R_50_<row>.yaml."""
-    name = f"R_50_{row}.yaml" if row != "psm" else "R_50.yaml"
+    """Whatever MODEL.POSE_REGRESSION says in the config of that row."""
+    name = {"psm": "R_50.yaml", "joints": "R_50_keypoint_align.yaml"}.get(row, f"R_50_{row}.yaml")
     paper = load_config(str(tool.CONFIGS / name)).MODEL.POSE_REGRESSION
     ours = load_config(str(tool.CONFIGS / "quick_drawn_v1_ablation.yaml"), tool.row_options(row))
     ours = ours.MODEL.POSE_REGRESSION
