@@ -1,17 +1,17 @@
 #!/usr/bin/env python
 """Trains the multi-task R-CNN on drawn people and fills docs/multitask_rcnn.md with its figures.
 
-    python tools/train_rcnn.py --runs RUNS --trunk RUNS/drawn-v1/model_final.pth
-    python tools/train_rcnn.py --runs RUNS --trunk RUNS/drawn-v1/model_final.pth --rows
+    python tools/train_rcnn.py --runs RUNS
+    python tools/train_rcnn.py --runs RUNS --rows
     python tools/train_rcnn.py --runs RUNS --overfit
 
 The first trains quick_drawn_v1.yaml and tests it on the 200 unseen images of drawn-v1; --rows
 trains the refinements, each on one short schedule (quick_drawn_v1_rows.yaml): regular, RB, RB+H,
 heatmap, conv, and regular_softmax (with Detectron2's loss); --overfit learns two photographs by
-heart (quick_overfit_two.yaml). --trunk is a checkpoint of the network of tools/train_synthetic.py:
-its bottom-up network and keypoint pyramid are the start of these (without it they start from
-nothing). A training that was interrupted goes on when the command is repeated. With --images or
---opts all is a try: trainings and figures go to RUNS/try, no page of the docs changes.
+heart (quick_overfit_two.yaml). Bottom-up network and keypoint pyramid of what
+tools/train_synthetic.py left in RUNS/drawn-v1 are the start of the others (--weights FILE for
+another, '' for none). A training that was interrupted goes on when the command is repeated. With
+--images or --opts all is a try: trainings and figures go to RUNS/try, no page of the docs changes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mpn_d2.engine.stages import FINAL, evaluate
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.files import replaced_when_done
 from mpn_d2.utils.results import flat_metrics, provenance, read_results, write_results
-from tools.train_synthetic import draw_data, train_run
+from tools.train_synthetic import draw_data, train_run, trained_network
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs" / "MultitaskRCNN"
@@ -65,7 +65,12 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", required=True, metavar="DIR", help="data and trainings go there")
-    parser.add_argument("--trunk", metavar="FILE", help="checkpoint of the drawn-people network")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="checkpoint whose bottom-up network and pyramid are the start (default: "
+        "RUNS/drawn-v1/model_final.pth); '' for none",
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--rows",
@@ -91,12 +96,16 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
 
 def main(args: Namespace) -> None:
     is_try = bool(args.images or args.opts)
-    runs = Path(args.runs).resolve() / "try" if is_try else Path(args.runs).resolve()
+    if args.overfit and args.weights:
+        raise ValueError("--overfit starts from nothing: leave --weights out")
+    root = Path(args.runs).resolve()
+    runs = root / "try" if is_try else root
     output = Path(args.output or (runs / OUTPUT.name if is_try else OUTPUT))
     trainings = planned(args)
+    trunk = "" if args.overfit else trained_network(args.weights, root, or_nothing=True)
     read_results(output)
-    if args.trunk:
-        read_weights(args.trunk)
+    if trunk:
+        read_weights(trunk)
     if args.overfit:
         register_pose_datasets()
     else:
@@ -106,9 +115,9 @@ def main(args: Namespace) -> None:
     for name, (config, options) in trainings.items():
         folder = runs / "multitask-rcnn" / name
         options = [*options, *args.opts, "OUTPUT_DIR", str(folder)]
-        if args.trunk:
-            options = [*options, "MODEL.WEIGHTS", write_trunk(args.trunk, config, options, folder)]
-        train_and_record(name, config, options, args.trunk, output)
+        if trunk:
+            options = [*options, "MODEL.WEIGHTS", write_trunk(trunk, config, options, folder)]
+        train_and_record(name, config, options, trunk, output)
     found = tables(read_results(output))
     for name, table in found.items():
         print(f"\n{name}\n\n{table}")
@@ -120,11 +129,9 @@ def planned(args: Namespace) -> dict[str, tuple[str, list[str]]]:
     """Config file and options of each training, by its name in the results.
 
     Raises:
-        ValueError: a row that there is not, or a trunk where none is used.
+        ValueError: a row that there is not.
     """
     if args.overfit:
-        if args.trunk:
-            raise ValueError("--overfit starts from nothing: leave --trunk out")
         return {OVERFIT: (str(CONFIGS / "quick_overfit_two.yaml"), [])}
     if args.rows is None:
         return {MAIN: (str(CONFIGS / "quick_drawn_v1.yaml"), [])}
@@ -148,9 +155,7 @@ def write_trunk(path: str, config: str, options: list[str], folder: Path) -> str
     return str(target)
 
 
-def train_and_record(
-    name: str, config: str, options: list[str], trunk: str | None, output: Path
-) -> None:
+def train_and_record(name: str, config: str, options: list[str], trunk: str, output: Path) -> None:
     """Trains, evaluates, and puts the figures into the results; those of others stay."""
     cfg, clock = train_run(config, options)
     weights = str(Path(cfg.OUTPUT_DIR) / FINAL)

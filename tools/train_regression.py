@@ -34,7 +34,7 @@ from mpn_d2.engine.stages import FINAL, evaluate
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.results import flat_metrics, read_results, update_results
 from mpn_d2.utils.visualize import write_png
-from tools.train_synthetic import draw_data, schedule, train_run
+from tools.train_synthetic import draw_data, schedule, train_run, trained_network
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs" / "PoseRegression"
@@ -95,7 +95,7 @@ def main(args: Namespace) -> None:
     runs = Path(args.runs)
     if args.overfit and args.weights:
         raise ValueError("--overfit starts from nothing: leave --weights out")
-    weights = "" if args.overfit else trunk_weights(args.weights, runs)
+    weights = "" if args.overfit else trained_network(args.weights, runs, or_nothing=True)
     is_try = bool(args.images or args.opts)
     runs = runs / "try" if is_try else runs
     output = Path(args.output or (runs if is_try else REPO / "docs"))
@@ -115,22 +115,6 @@ def main(args: Namespace) -> None:
     print("\n\n".join(found.values()))
     if page.is_file():
         fill_tables(page, found)
-
-
-def trunk_weights(given: str | None, runs: Path) -> str:
-    """The checkpoint whose trunk trainings start from.
-
-    Raises:
-        FileNotFoundError: it is not there; says how to get it.
-    """
-    weights = str(runs / DATASET / FINAL) if given is None else given
-    if weights and not Path(weights).is_file():
-        raise FileNotFoundError(
-            f"{weights} not found, whose trunk is the start: train it (python "
-            f"tools/train_synthetic.py --dataset {DATASET} --runs {runs}), name another with "
-            "--weights, or start from nothing with --weights ''"
-        )
-    return weights
 
 
 def row_options(row: str) -> list[str]:

@@ -27,7 +27,7 @@ from mpn_d2.engine.showcase import RunClock
 from mpn_d2.engine.stages import FINAL, evaluate
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.results import flat_metrics, read_results, update_results
-from tools.train_synthetic import draw_data, schedule, train_run
+from tools.train_synthetic import draw_data, schedule, train_run, trained_network
 
 REPO = Path(__file__).resolve().parents[1]
 DATASET = "drawn-v1"
@@ -58,13 +58,7 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
 
 def main(args: Namespace) -> None:
     runs = Path(args.runs)
-    network = Path(args.weights or runs / DATASET / FINAL)
-    if not network.is_file():
-        raise FileNotFoundError(
-            f"{network} not found, whose poses are ranked: train it (python "
-            f"tools/train_synthetic.py --dataset {DATASET} --runs {runs}), or name another with "
-            "--weights"
-        )
+    network = trained_network(args.weights, runs)
     is_try = bool(args.images or args.opts)
     runs = runs / "try" if is_try else runs
     output = Path(args.output or (runs if is_try else REPO / "docs"))
@@ -79,12 +73,12 @@ def main(args: Namespace) -> None:
         fill_tables(output / "pose_regression.md", found)
 
 
-def measure(row: str, network: Path, runs: Path, opts: list[str], results: Path) -> None:
+def measure(row: str, network: str, runs: Path, opts: list[str], results: Path) -> None:
     """Evaluates a row, after its training if it has one, and keeps its figures."""
     config = str(REPO / "configs" / "quick" / ROWS[row])
     folder = runs / "scoring" / row
-    options = ["OUTPUT_DIR", str(folder), *opts, "MODEL.WEIGHTS", str(network)]
-    about: dict[str, object] = {"network": str(network)}
+    options = ["OUTPUT_DIR", str(folder), *opts, "MODEL.WEIGHTS", network]
+    about: dict[str, object] = {"network": network}
     if row == "with":
         cfg, clock = train_run(config, options)
         weights = str(folder / FINAL)
@@ -93,7 +87,7 @@ def measure(row: str, network: Path, runs: Path, opts: list[str], results: Path)
         cfg = load_config(config, options)
         folder.mkdir(parents=True, exist_ok=True)
         clock = RunClock(folder / "seconds.json", resume=False)
-        weights = str(network)
+        weights = network
     metrics = evaluate(cfg, weights=weights)[cfg.DATASETS.TEST[0]]["keypoints"]
     update_results(
         results, row, flat_metrics(metrics), seconds=clock.stop(), seed=cfg.SEED, **about

@@ -86,6 +86,28 @@ def main(args: Namespace) -> None:
     print_table(Path(args.output), list(groups))
 
 
+def trained_network(given: str | None, runs: Path, *, or_nothing: bool = False) -> str:
+    """The checkpoint that trainings of the other systems start from.
+
+    Args:
+        given: their --weights: a file; None for what this tool left in RUNS/drawn-v1.
+        runs: RUNS.
+        or_nothing: they can do without: '' stays ''.
+
+    Raises:
+        FileNotFoundError: it is not there; says how to get it.
+    """
+    weights = str(runs / "drawn-v1" / FINAL) if given is None else given
+    if (or_nothing and not weights) or Path(weights).is_file():
+        return weights
+    remedy = ", or start from nothing with --weights ''" if or_nothing else ""
+    raise FileNotFoundError(
+        f"{weights!r} not found, the network of drawn people that is the start: train it (python "
+        f"tools/train_synthetic.py --dataset drawn-v1 --runs {runs}), name another with --weights"
+        + remedy
+    )
+
+
 def draw_data(args: Namespace, root: Path) -> None:
     """Draws both splits, unless they are there, and makes the package look for them."""
     for split, count in (("train", args.images), ("test", None)):

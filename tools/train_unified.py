@@ -5,7 +5,7 @@
     python tools/train_unified.py --rows --runs RUNS       # loop, rules, T: one short schedule
     python tools/train_unified.py --measure --runs RUNS    # memory and time of the paper's network
 
-The base is the network of tools/train_synthetic.py (RUNS/drawn-v1/model_final.pth, or --base).
+The base is the network of tools/train_synthetic.py (RUNS/drawn-v1/model_final.pth, or --weights).
 Without --rows or --measure: trains the recurrent decoder (configs/UnifiedAssociation/
 quick_crowd.yaml) and associative embedding (quick_AE.yaml) on drawn-crowd-v1, an hour each on 2
 cores, and evaluates both and the base's own people on the same unseen images. Figures go to
@@ -47,7 +47,7 @@ from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.results import flat_metrics, read_results, update_results
 from mpn_d2.utils.saved_bytes import MIB
 from mpn_d2.utils.visualize import write_png
-from tools.train_synthetic import train_run
+from tools.train_synthetic import train_run, trained_network
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs" / "UnifiedAssociation"
@@ -95,7 +95,11 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--runs", required=True, metavar="DIR", help="data and trainings go there")
-    parser.add_argument("--base", metavar="F.pth", help="default: RUNS/drawn-v1/model_final.pth")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="trained network of drawn people (default: RUNS/drawn-v1/model_final.pth)",
+    )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--rows", action="store_true", help="the table of switches instead")
     instead.add_argument("--measure", action="store_true", help="memory and time instead")
@@ -112,9 +116,8 @@ def parse_args(arguments: list[str] | None = None) -> Namespace:
 
 def main(args: Namespace) -> None:
     is_try = bool(args.images or args.opts)
-    runs = Path(args.runs).resolve()
-    args.base = args.base or str(runs / "drawn-v1" / FINAL)
-    runs = runs / "try" if is_try else runs
+    root = Path(args.runs).resolve()
+    runs = root / "try" if is_try else root
     args.output = args.output or str(runs / "results" / OUTPUT.name if is_try else OUTPUT)
     names = list(ROWS) if args.rows else [*SYSTEMS, BASE_PEOPLE]
     chosen = args.only or names
@@ -125,11 +128,7 @@ def main(args: Namespace) -> None:
     if args.measure:
         measure(args)
     else:
-        if not os.path.isfile(args.base):
-            raise FileNotFoundError(
-                f"{args.base} not found: train it with tools/train_synthetic.py --runs "
-                f"{args.runs}, or give --base"
-            )
+        args.weights = trained_network(args.weights, root)
         draw_data(args, runs / "datasets")
         for name in chosen:
             row(args, runs, name)
@@ -154,13 +153,13 @@ def row(args: Namespace, runs: Path, name: str) -> None:
         options += [*args.opts, "OUTPUT_DIR", str(runs / "unified" / name)]
         cfg = load_config(str(REPO / "configs" / "quick" / "drawn_v1.yaml"), options)
         cfg.freeze()
-        results, schedule = evaluate(cfg, weights=args.base), "see drawn-v1"
+        results, schedule = evaluate(cfg, weights=args.weights), "see drawn-v1"
         seconds = time.perf_counter() - start
     else:
         config = CONFIGS / ("quick_rows.yaml" if args.rows else SYSTEMS[name])
         options = [*args.opts, *(ROWS[name] if args.rows else [])]
         if name != "tag_grouping":
-            options += ["MODEL.WEIGHTS", args.base]
+            options += ["MODEL.WEIGHTS", args.weights]
         cfg, clock = train_run(str(config), [*options, "OUTPUT_DIR", str(runs / "unified" / name)])
         seconds = clock.stop()
         solver = stage_config(cfg, "joint", []).SOLVER

@@ -38,7 +38,7 @@ def test_a_try_trains_rows_from_a_trunk_and_measures(tool, tmp_path, monkeypatch
         load_config(str(REPO / "configs/quick/drawn_v1.yaml"), ["MODEL.PRN.NODES", "8"])
     )
     PoseCheckpointer(source, str(tmp_path)).save("drawn")
-    arguments = ["--runs", str(tmp_path), "--images", "5", "--trunk", str(tmp_path / "drawn.pth")]
+    arguments = ["--runs", str(tmp_path), "--images", "5", "--weights", str(tmp_path / "drawn.pth")]
     arguments += ["--rows", "regular", "RB+H", "--opts", *TINY]
     arguments += ["DATASETS.TRAIN", "('coco_sample_two',)", "DATASETS.TEST", "('coco_sample_two',)"]
     tool.main(tool.parse_args(arguments))
@@ -119,8 +119,8 @@ def test_tables_show_what_was_measured(tool):
     "arguments, words",
     [
         (["--rows", "RBH"], "--rows RBH: choose of regular, RB, RB"),
-        (["--overfit", "--trunk", "x.pth"], "--overfit starts from nothing"),
-        (["--trunk", "missing.pth"], "missing.pth"),
+        (["--overfit", "--weights", "x.pth"], "--overfit starts from nothing"),
+        (["--weights", "missing.pth"], "missing.pth"),
     ],
 )
 def test_mistakes_are_one_line(tool, tmp_path, arguments, words):

@@ -43,7 +43,7 @@ def base(tmp_path, monkeypatch) -> str:
 
 
 def run(folder: Path, base: str, *arguments: str) -> dict:
-    common = ["--runs", str(folder / "runs"), "--base", base, "--images", "3"]
+    common = ["--runs", str(folder / "runs"), "--weights", base, "--images", "3"]
     tool.main(tool.parse_args([*common, *arguments, "--opts", *TINY]))
     file = folder / "runs" / "try" / "results" / "unified_association.json"
     return json.loads(file.read_text())
@@ -82,7 +82,7 @@ def test_systems_and_rows_stand_side_by_side_and_steps_are_drawn(tmp_path, base,
 
 
 def test_mistakes_are_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="train it with tools/train_synthetic.py"):
+    with pytest.raises(FileNotFoundError, match="train it .python tools/train_synthetic.py"):
         tool.main(tool.parse_args(["--runs", str(tmp_path)]))
     with pytest.raises(ValueError, match="--only T_9: choose of loop_2"):
         tool.main(tool.parse_args(["--runs", str(tmp_path), "--rows", "--only", "T_9"]))
