@@ -121,6 +121,7 @@ def test_tables_show_what_was_measured(tool):
         (["--rows", "RBH"], "--rows RBH: choose of regular, RB, RB"),
         (["--overfit", "--weights", "x.pth"], "--overfit starts from nothing"),
         (["--weights", "missing.pth"], "missing.pth"),
+        ([], "drawn-v1/model_final.pth' not found, the network of drawn people"),
     ],
 )
 def test_mistakes_are_one_line(tool, tmp_path, arguments, words):
