@@ -56,7 +56,14 @@ def run(folder: Path, *arguments: str) -> dict:
     return json.loads((folder / "docs" / "results" / "pose_regression.json").read_text())
 
 
-def test_figures_and_tables_of_a_run_and_of_rows(tmp_path, few_test_images, capsys):
+def test_figures_and_tables_of_a_run_and_of_rows(tmp_path, few_test_images, monkeypatch, capsys):
+    ranked_by, evaluate = [], tool.evaluate
+
+    def noted_evaluate(cfg, **options):
+        ranked_by.append(cfg.MODEL.POSE_REGRESSION.TEST_SCORE)
+        return evaluate(cfg, **options)
+
+    monkeypatch.setattr(tool, "evaluate", noted_evaluate)
     page = tmp_path / "docs" / "pose_regression.md"
     page.parent.mkdir()
     page.write_text("".join(f"<!-- table {n} -->\n<!-- end {n} -->\n" for n in tool.tables({})))
@@ -64,6 +71,8 @@ def test_figures_and_tables_of_a_run_and_of_rows(tmp_path, few_test_images, caps
     assert {f"keypoints/{name}" for name in tool.COLUMNS.values()} <= set(alone["metrics"])
     assert alone["runs"]["keypoints"]["iterations x batch"] == {"joint": "2 x 2"}
     assert alone["runs"]["keypoints"]["trunk"] == "none"
+    assert ranked_by == ["psm", "cls"]
+    assert f"{tool.BY_CLASS}/AP" in alone["metrics"]
     assert Image.open(tmp_path / "docs" / "images" / "regression_drawn_v1.png").width > 300
     # A try: trained beside what whole runs leave.
     assert [x.name for x in (tmp_path / "runs").iterdir()] == ["try"]
