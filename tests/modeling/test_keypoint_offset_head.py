@@ -158,6 +158,23 @@ def test_softmax_divides_as_the_framework_does():
         assert head(x, people)["loss_keypoint"].equal(expected)
 
 
+@pytest.mark.parametrize("refine", REFINEMENTS)
+def test_softmax_of_layers_in_any_memory_format(refine):
+    """The framework's loss refuses maps in channels-last order; CHANNELS_LAST and AMP make such."""
+    torch.manual_seed(3)
+    head, people = build(refine, "softmax"), [training_people(4)]
+    x = torch.randn(4, 6, 14, 14)
+    with EventStorage():
+        expected = head(x, people)["loss_keypoint"]
+        head = head.to(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(head(x, people)["loss_keypoint"], expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(
+                head(x, people)["loss_keypoint"], expected, rtol=0.02, atol=0.0
+            )
+
+
 def test_scores_of_poses():
     people = Instances((60, 60))
     people.pred_boxes = Boxes(torch.tensor([[0.0, 0.0, 30.0, 50.0], [9.0, 2.0, 20.0, 50.0]]))

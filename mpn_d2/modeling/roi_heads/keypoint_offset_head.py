@@ -168,7 +168,8 @@ class KeypointOffsetHead(KRCNNConvDeconvUpsampleHead):
         if self.loss == "softmax":
             per_image = None if self.loss_normalizer == "visible" else self.loss_normalizer
             normalizer = None if per_image is None else per_image * len(instances)
-            return keypoint_rcnn_loss(maps, instances, normalizer=normalizer)
+            # It views the maps as rows, which those of bfloat16 or channels-last layers are not.
+            return keypoint_rcnn_loss(maps.contiguous(), instances, normalizer=normalizer)
         people = [i for i in instances if len(i)]
         if not people:
             return maps.sum() * 0
