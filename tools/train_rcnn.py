@@ -5,13 +5,14 @@
     python tools/train_rcnn.py --runs RUNS --rows
     python tools/train_rcnn.py --runs RUNS --overfit
 
-The first trains quick_drawn_v1.yaml and tests it on the 200 unseen images of drawn-v1; --rows
-trains the refinements, each on one short schedule (quick_drawn_v1_rows.yaml): regular, RB, RB+H,
-heatmap, conv, and regular_softmax (with Detectron2's loss); --overfit learns two photographs by
-heart (quick_overfit_two.yaml). Bottom-up network and keypoint pyramid of what
-tools/train_synthetic.py left in RUNS/drawn-v1 are the start of the others (--weights FILE for
-another, '' for none). A training that was interrupted goes on when the command is repeated. With
---images or --opts all is a try: trainings and figures go to RUNS/try, no page of the docs changes.
+The first trains quick_drawn_v1.yaml, tests it on the 200 unseen images of drawn-v1, and draws what
+it finds on the first of them (docs/images/rcnn_drawn_v1.png); --rows trains the refinements, each
+on one short schedule (quick_drawn_v1_rows.yaml): regular, RB, RB+H, heatmap, conv, and
+regular_softmax (with Detectron2's loss); --overfit learns two photographs by heart
+(quick_overfit_two.yaml). Bottom-up network and keypoint pyramid of what tools/train_synthetic.py
+left in RUNS/drawn-v1 are the start of the others (--weights FILE for another, '' for none). A
+training that was interrupted goes on when the command is repeated. With --images or --opts all is a
+try: trainings, figures and picture go to RUNS/try, no page of the docs changes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from detectron2.config import CfgNode
 
 from mpn_d2.config import load_config
 from mpn_d2.convert.rcnn_weights import trunk_settings, trunk_weights
@@ -31,6 +33,7 @@ from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.engine.build import build_pose_model
 from mpn_d2.engine.checkpoint import read_settings, read_weights
 from mpn_d2.engine.cli import run_command
+from mpn_d2.engine.showcase import write_predictions
 from mpn_d2.engine.stages import FINAL, evaluate
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.files import replaced_when_done
@@ -41,6 +44,7 @@ REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs" / "MultitaskRCNN"
 OUTPUT = REPO / "docs" / "results" / "multitask_rcnn.json"
 PAGE = REPO / "docs" / "multitask_rcnn.md"
+PICTURES = REPO / "docs" / "images"
 COLUMNS = {"box AP": "bbox/AP", "mask AP": "segm/AP", "keypoint AP": "keypoints/AP"}
 COLUMNS |= {"keypoint AP50": "keypoints/AP50", "keypoint AP75": "keypoints/AP75"}
 _RB = ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", "[False, True, True, True]"]
@@ -117,7 +121,10 @@ def main(args: Namespace) -> None:
         options = [*options, *args.opts, "OUTPUT_DIR", str(folder)]
         if trunk:
             options = [*options, "MODEL.WEIGHTS", write_trunk(trunk, config, options, folder)]
-        train_and_record(name, config, options, trunk, output)
+        cfg = train_and_record(name, config, options, trunk, output)
+        if name == MAIN:
+            images = PICTURES if output.resolve() == OUTPUT else output.parent / "images"
+            write_predictions(cfg, str(folder / FINAL), images / "rcnn_drawn_v1.png")
     found = tables(read_results(output))
     for name, table in found.items():
         print(f"\n{name}\n\n{table}")
@@ -155,7 +162,9 @@ def write_trunk(path: str, config: str, options: list[str], folder: Path) -> str
     return str(target)
 
 
-def train_and_record(name: str, config: str, options: list[str], trunk: str, output: Path) -> None:
+def train_and_record(
+    name: str, config: str, options: list[str], trunk: str, output: Path
+) -> CfgNode:
     """Trains, evaluates, and puts the figures into the results; those of others stay."""
     cfg, clock = train_run(config, options)
     weights = str(Path(cfg.OUTPUT_DIR) / FINAL)
@@ -179,6 +188,7 @@ def train_and_record(name: str, config: str, options: list[str], trunk: str, out
         seed=cfg.SEED,
         runs={**content.get("runs", {}), name: about},
     )
+    return cfg
 
 
 def in_group(metric: str, group: str) -> bool:

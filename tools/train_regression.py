@@ -31,18 +31,16 @@ from detectron2.config import CfgNode
 
 from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.engine.cli import run_command
-from mpn_d2.engine.showcase import contact_sheet, drawn_predictions
+from mpn_d2.engine.showcase import write_predictions
 from mpn_d2.engine.stages import FINAL, evaluate
 from mpn_d2.utils.doc_tables import fill_tables, markdown_table
 from mpn_d2.utils.results import flat_metrics, read_results, update_results
-from mpn_d2.utils.visualize import write_png
 from tools.train_synthetic import draw_data, schedule, train_run, trained_network
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs" / "PoseRegression"
 DATASET = "drawn-v1"
 COLUMNS = {"keypoint AP": "AP", "AP50": "AP50", "AP75": "AP75", "APm": "APm", "APl": "APl"}
-PICTURES = 12
 KEYS = "MODEL.POSE_REGRESSION."
 # Groups of the figures: the network itself, two photographs by heart.
 MAIN, OVERFIT = "keypoints", "overfit_two/keypoints"
@@ -114,7 +112,8 @@ def main(args: Namespace) -> None:
         options = [*options, "OUTPUT_DIR", str(runs / folder), *args.opts]
         cfg = train_and_record(config, group, options, weights, results)
         if group == MAIN:
-            show(cfg, output / "images")
+            trained = str(Path(cfg.OUTPUT_DIR) / FINAL)
+            write_predictions(cfg, trained, output / "images" / "regression_drawn_v1.png")
             record_without_scores(cfg, results)
     found = tables(read_results(results))
     print("\n\n".join(found.values()))
@@ -177,14 +176,6 @@ def record_without_scores(cfg: CfgNode, results: Path) -> None:
     metrics = evaluate(cfg, weights=trained)[cfg.DATASETS.TEST[0]]["keypoints"]
     seconds = time.perf_counter() - start
     update_results(results, BY_CLASS, flat_metrics(metrics), seconds=seconds, seed=cfg.SEED)
-
-
-def show(cfg: CfgNode, folder: Path) -> None:
-    """Draws what the trained network finds on test images, into a folder."""
-    trained = str(Path(cfg.OUTPUT_DIR) / FINAL)
-    pictures = drawn_predictions(cfg, trained, cfg.DATASETS.TEST[0], first=PICTURES)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_png(folder / "regression_drawn_v1.png", contact_sheet([p for _, p in pictures]))
 
 
 def tables(content: dict) -> dict[str, str]:

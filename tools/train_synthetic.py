@@ -30,16 +30,14 @@ from mpn_d2.data.datasets import register_pose_datasets
 from mpn_d2.data.synthetic import write_dataset
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.setup import start_run
-from mpn_d2.engine.showcase import RunClock, contact_sheet, drawn_predictions, goes_on
+from mpn_d2.engine.showcase import RunClock, goes_on, write_predictions
 from mpn_d2.engine.stages import FINAL, evaluate, stage_config, train
 from mpn_d2.utils.results import flat_metrics, format_figure, provenance, write_results
-from mpn_d2.utils.visualize import write_png
 from tools import plot_metrics
 
 REPO = Path(__file__).resolve().parents[1]
 CONFIGS = REPO / "configs" / "quick"
 COLUMNS = {"keypoint AP": "keypoints/AP", "box AP": "bbox/AP", "person IoU": "sem_seg/IoU-person"}
-PICTURES = 12
 # Variants by row; each differs from the first in one thing.
 ABLATION = {
     "staged": [],
@@ -178,9 +176,7 @@ def in_group(name: str, group: str) -> bool:
 
 def show(cfg: CfgNode, weights: str, images: Path, name: str) -> None:
     """Writes <name>.png, predictions on the first test images, and <name>_curves.png."""
-    images.mkdir(parents=True, exist_ok=True)
-    drawn = drawn_predictions(cfg, weights, cfg.DATASETS.TEST[0], first=PICTURES)
-    write_png(images / f"{name}.png", contact_sheet([picture for _, picture in drawn]))
+    write_predictions(cfg, weights, images / f"{name}.png")
     curves = str(images / f"{name}_curves.png")
     arguments = [cfg.OUTPUT_DIR, "--output", curves, "--smooth", "10"]
     plot_metrics.main(plot_metrics.parse_args(arguments))

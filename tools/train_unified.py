@@ -35,6 +35,7 @@ from mpn_d2.data.synthetic import write_dataset
 from mpn_d2.engine.cli import run_command
 from mpn_d2.engine.sequence_memory import chunk_bytes, seconds_per_person, step_bytes
 from mpn_d2.engine.sequence_pictures import SequenceDrawer
+from mpn_d2.engine.showcase import write_predictions
 from mpn_d2.engine.stages import FINAL, evaluate, stage_config
 from mpn_d2.modeling.heads.part_sequence import PartSequenceDecoder
 from mpn_d2.modeling.meta_arch.sequence_training import (
@@ -169,7 +170,10 @@ def row(args: Namespace, runs: Path, name: str) -> None:
     group = f"{CROWD}/rows/{name}" if args.rows else f"{CROWD}/{name}"
     update_results(args.output, group, flat_metrics(results[f"{CROWD}-test"]), **about)
     if name == "recurrent":
-        show_steps(cfg, runs, Path(args.output).parents[1] / "images")
+        images = Path(args.output).parents[1] / "images"
+        show_steps(cfg, runs, images)
+        found = images / "unified_association_crowds.png"
+        write_predictions(cfg, f"{cfg.OUTPUT_DIR}/{FINAL}", found)
     if "drawn-v1-test" in results:
         # The figure that every system has (design section 6).
         figures = results["drawn-v1-test"]["keypoints"]

@@ -22,7 +22,7 @@ from mpn_d2.engine.predictor import ImagePredictor
 from mpn_d2.engine.stages import FINAL
 from mpn_d2.structures.skeleton import get_skeleton
 from mpn_d2.utils.files import write_text_atomically
-from mpn_d2.utils.visualize import draw_people
+from mpn_d2.utils.visualize import draw_people, write_png
 
 
 class RunClock:
@@ -161,6 +161,20 @@ def drawn_predictions(
             score_threshold=cfg.EVAL.CONFIDENCE_THRESH,
         )
         yield Path(record["file_name"]).stem, picture
+
+
+def write_predictions(cfg: CfgNode, weights: str, path: Path, first: int = 12) -> None:
+    """Writes one PNG of the first images of DATASETS.TEST, people drawn on them.
+
+    Args:
+        cfg, weights: see `drawn_predictions`.
+        path: of the file; its folder is made where it is missing.
+        first: number of images.
+    """
+    drawn = drawn_predictions(cfg, weights, cfg.DATASETS.TEST[0], first=first)
+    sheet = contact_sheet([picture for _, picture in drawn])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(path, sheet)
 
 
 def contact_sheet(pictures: list[np.ndarray], columns: int = 4, height: int = 260) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.modeling import build_model
+from PIL import Image
 from repo_tools import load_tool
 
 from mpn_d2.config import load_config
@@ -57,6 +58,14 @@ def test_a_try_trains_rows_from_a_trunk_and_measures(tool, tmp_path, monkeypatch
     assert "backbone.bottom_up.res3.0.conv1.offset.weight" in trained
     assert (REPO / "docs" / "multitask_rcnn.md").read_text() == page
     assert "| `RB+H` |" in capsys.readouterr().out
+
+    # The network of the page: figures beside those of the rows, and a picture.
+    rest = [x for x in arguments if x not in ("--rows", "regular", "RB+H")]
+    tool.main(tool.parse_args(rest))
+    both = json.loads((tmp_path / "try" / "multitask_rcnn.json").read_text())
+    assert set(both["runs"]) == {"rows/regular", "rows/RB+H", tool.MAIN}
+    assert set(tool.COLUMNS.values()) < set(both["metrics"])
+    assert Image.open(tmp_path / "try" / "images" / "rcnn_drawn_v1.png").height == 260
 
 
 def test_a_trunk_keeps_the_settings_of_its_weights(tool, tmp_path, paper_config):
