@@ -1,12 +1,13 @@
 #!/usr/bin/env python
 """Makes a table of trained networks from the folders of their runs; fills docs/model_zoo.md.
 
-    python tools/model_zoo.py RUN [RUN ...] [--output F.json] [--page F.md]
+    python tools/model_zoo.py RUN [NAME=RUN ...] [--output F.json] [--page F.md]
 
 A run is an OUTPUT_DIR of train_net.py with its config.yaml, model_final.pth and results.json (what
 the evaluation at the end of a training, or `train_net.py --eval-only OUTPUT_DIR RUN`, leaves
 there). Its row tells what it was trained and tested on, AP and IoU, parameters, and the file's
-size and SHA-256. Rows of other runs in the results file stay; a run of the same name is replaced.
+size and SHA-256. It is named by the folder unless a NAME is given. Rows of other runs in the
+results file stay; a run of the same name is replaced.
 """
 
 from __future__ import annotations
@@ -100,9 +101,23 @@ def tables(results: dict) -> dict[str, str]:
     return {"runs": "\n".join(lines)}
 
 
+def named_folder(run: str) -> tuple[str, Path]:
+    """Name and folder of FOLDER or NAME=FOLDER; a folder whose own name has a = is a folder."""
+    name, equals, folder = run.partition("=")
+    if equals and name and not Path(run).is_dir():
+        return name, Path(folder)
+    return Path(run).resolve().name, Path(run)
+
+
 def main(args: argparse.Namespace) -> None:
     start = time.perf_counter()
-    read = {folder.resolve().name: read_run(folder) for folder in args.runs}
+    folders: dict[str, Path] = {}
+    for run in args.runs:
+        name, folder = named_folder(run)
+        if name in folders:
+            raise ValueError(f"two runs are called {name}: name one of them, NAME={folder}")
+        folders[name] = folder
+    read = {name: read_run(folder) for name, folder in folders.items()}
     for name, (metrics, about) in read.items():
         seconds = time.perf_counter() - start
         update_results(args.output, name, metrics, seconds=seconds, seed=0, **about)
@@ -115,7 +130,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("runs", nargs="+", metavar="[NAME=]RUN")
     parser.add_argument("--output", default=str(RESULTS), metavar="F.json")
     parser.add_argument("--page", default=str(PAGE), metavar="F.md", help="its table is replaced")
     return parser.parse_args(arguments)

@@ -83,3 +83,13 @@ def test_results_of_another_kind(tool, run_folder, content):
     (folder / "results.json").write_text(content)
     with pytest.raises(ValueError, match=r"results\.json is no results file of an evaluation"):
         tool.read_run(folder)
+
+
+def test_runs_of_one_name_are_told_apart(tool, run_folder, tmp_path):
+    output = tmp_path / "zoo.json"
+    first, second = (run_folder(f"x={i}", "quick/drawn_v1.yaml") for i in "12")
+    command = ["--output", str(output), "--page", ""]
+    with pytest.raises(ValueError, match=r"two runs are called x=1: name one of them, NAME="):
+        tool.main(tool.parse_args([str(first), str(first), *command]))
+    tool.main(tool.parse_args([str(first), f"other={second}", *command]))
+    assert set(read_results(output)["runs"]) == {"x=1", "other"}
