@@ -25,6 +25,9 @@ def add_rcnn_keys(cfg: CN) -> None:
     # LOSS mse: what every cell of an untrained map says, between 0 and 1. At 0.5, the sigmoid's own
     # start, the summed loss begins at 13,000. [ours: 0.01, as RetinaNet's]
     cfg.MODEL.ROI_KEYPOINT_HEAD.PRIOR = 0.01
+    # MODEL.ROI_HEADS.NAME EnlargedKeypointROIHeads: the keypoint head's features and maps span the
+    # box times this, inside the image, for joints that are labelled outside of it. [ours; D2: 1]
+    cfg.MODEL.ROI_KEYPOINT_HEAD.BOX_SCALE = 1.0
     # The score of a pose is the product of: box (its score) [D2] | keypoints (their mean score).
     cfg.MODEL.ROI_KEYPOINT_HEAD.POSE_SCORE = ["box"]
 

@@ -105,6 +105,11 @@ class KeypointOffsetHead(KRCNNConvDeconvUpsampleHead):
                 f"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {head.NUM_KEYPOINTS}, but skeleton "
                 f"{skeleton.name!r} has {skeleton.num_keypoints}: set it to that"
             )
+        if head.BOX_SCALE != 1 and cfg.MODEL.ROI_HEADS.NAME == "StandardROIHeads":
+            raise ValueError(
+                f"MODEL.ROI_KEYPOINT_HEAD.BOX_SCALE is {head.BOX_SCALE}, which StandardROIHeads do "
+                "not read: set MODEL.ROI_HEADS.NAME to EnlargedKeypointROIHeads"
+            )
         return {
             **super().from_config(cfg, input_shape),
             "refine": head.REFINE,
