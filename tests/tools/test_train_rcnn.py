@@ -107,12 +107,12 @@ def test_rows_differ_in_one_thing(tool):
         for row, cfg in configs.items()
     }
     assert kinds == {
-        "regular": ("none", "mse", False),
-        "RB": ("none", "mse", True),
-        "RB+H": ("both", "mse", True),
-        "heatmap": ("heatmap", "mse", False),
-        "conv": ("conv", "mse", False),
-        "regular_softmax": ("none", "softmax", False),
+        "regular": ("none", "softmax", False),
+        "RB": ("none", "softmax", True),
+        "RB+H": ("both", "softmax", True),
+        "heatmap": ("heatmap", "softmax", False),
+        "conv": ("conv", "softmax", False),
+        "regular_mse": ("none", "mse", False),
     }
 
 
