@@ -133,7 +133,7 @@ fuzz: setup
 	MPN_FUZZ=1000 $(RUN) -W ignore -m pytest -q tests/fuzz $(ARGS)
 
 test: setup
-	$(RUN) -m pytest -q -rs -n $(JOBS) --dist loadfile $(ARGS)
+	$(RUN) -m pytest -q -rs -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup
 	$(RUN) -m ruff format --check .
