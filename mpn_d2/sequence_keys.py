@@ -61,13 +61,18 @@ def _add_decoder_keys(cfg: CN) -> None:
     # Levels of a trained hourglass between features and decoder, for bases whose features do not
     # tell people apart; 0: none. [ours: off]
     cfg.MODEL.SEQUENCE.CONTEXT = 0
+    # Group norm in that hourglass; its channels are then a multiple of 8. [ours: off]
+    cfg.MODEL.SEQUENCE.CONTEXT_NORM = False
     # Two further features: x and y of each cell, -1 to 1 over the map. [ours: off]
     cfg.MODEL.SEQUENCE.COORDINATES = False
     # Cell side of the decoder, network-input pixels; a multiple of the base's. [inferred: 4]
     cfg.MODEL.SEQUENCE.STRIDE = 4
-    # recurrent (one person a step) [paper] | fixed (MAX_ITERATIONS people at once, LSTM1.LAYERS
+    # recurrent (one person a step) [paper] | attending (each person's maps are the base's heatmaps
+    # behind a mask; knows no LSTM2) [ours] | fixed (MAX_ITERATIONS people at once, LSTM1.LAYERS
     # convolutions of LSTM1.WIDTH channels; needs EXACT_SGD, knows no LSTM2). [paper: breaks down]
     cfg.MODEL.SEQUENCE.DECODER = "recurrent"
+    # DECODER attending: cells of the maps a side that are one cell of LSTM1. [ours]
+    cfg.MODEL.SEQUENCE.COARSE = 1
     cfg.MODEL.SEQUENCE.LSTM1 = CN()
     # Layers of the LSTM that finds the people. [paper: 3]
     cfg.MODEL.SEQUENCE.LSTM1.LAYERS = 3
@@ -117,6 +122,9 @@ def _add_training_keys(cfg: CN) -> None:
     cfg.MODEL.SEQUENCE.EXACT_SGD = False
     # The optimiser steps after every: chunk (T steps) | image. [inferred: chunk]
     cfg.MODEL.SEQUENCE.UPDATE = "chunk"
+    # Iterations after which training goes one person further into each image: at first it stops
+    # after one, chosen freely; 0: all from the start. [RSIS: by epochs]
+    cfg.MODEL.SEQUENCE.CURRICULUM = 0
     # Training stops after so many people of an image; 0: it does not. [paper: 8 in one comparison]
     cfg.MODEL.SEQUENCE.HARD_CUT = 0
     # Most people of an image. [AE: 30]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from test_tags import an_image
 
 from mpn_d2.modeling.heads.bottom_up_features import TagReader
@@ -18,6 +19,7 @@ from mpn_d2.modeling.meta_arch.sequence_training import (
     SequenceRules,
     SequenceTargets,
     SequenceTraining,
+    steps_of_curriculum,
 )
 
 K = 3
@@ -144,7 +146,7 @@ def test_everybody_is_matched_once_and_chunks_match_among_the_remaining(chunk):
     training = SequenceTraining(net, SequenceRules())
     images = []
     begin = training._begin
-    training._begin = lambda t: images.append(begin(t)) or images[-1]
+    training._begin = lambda *given: images.append(begin(*given)) or images[-1]
     features = torch.rand(1, 5, 6, 7)
     found = list(training.chunks(lambda: features, [targets], chunk))
     assert len(found) == math.ceil(5 / (chunk or 5))
@@ -265,6 +267,27 @@ def test_loss_on_the_second_lstm_alone():
     assert losses["loss_sequence_heatmap"] == 0 and losses["loss_sequence_refined"] > 0
     with pytest.raises(ValueError, match="LOSS_ON is 'lstm2'"):
         SequenceTraining(decoder(second_widths=()), SequenceRules(loss_on="lstm2"))
+
+
+def test_curriculum_goes_one_person_further_after_so_many_iterations():
+    assert steps_of_curriculum(0) is None and steps_of_curriculum(5) is None
+    for iteration, steps in [(0, 1), (4, 1), (5, 2), (14, 3)]:
+        with EventStorage(iteration):
+            assert steps_of_curriculum(5) == steps and steps_of_curriculum(0) is None
+    with pytest.raises(ValueError, match="MODEL.SEQUENCE.CURRICULUM is -1"):
+        steps_of_curriculum(-1)
+
+
+def test_first_person_of_the_curriculum_is_whoever_is_written_best():
+    targets = people(3)
+    net = Script([[0.9, 0.9, 0.9, 0.1]], [targets.maps[[1, 0, 2, 2]] + 0.001])
+    training, features = SequenceTraining(net, SequenceRules()), torch.rand(1, 5, 6, 7)
+    for most, steps in ((1, 1), (2, 2), (9, 4)):
+        net.steps.clear()
+        (losses,) = list(training.chunks(lambda: features, [targets], 4, most))
+        assert len(net.steps) == steps
+        found = losses["loss_sequence_heatmap"].item()
+        assert found == pytest.approx(min(steps, 3) * K * 1e-6, rel=0.01)
 
 
 @pytest.mark.parametrize("case", ["nobody", "more than steps", "invisible", "twins"])

@@ -17,6 +17,8 @@ from torch import nn
 from mpn_d2.structures.skeleton import get_skeleton
 
 STRIDE = 4
+# Of group norm, where it is asked for.
+GROUPS = 8
 
 
 @BACKBONE_REGISTRY.register()
@@ -113,28 +115,35 @@ class StackedHourglass(Backbone):
 class Hourglass(nn.Module):
     """One level: what stays at this resolution, plus what the levels below see."""
 
-    def __init__(self, order: int, width: int, growth: int) -> None:
+    def __init__(self, order: int, width: int, growth: int, *, norm: bool = False) -> None:
         """
         Args:
             order: levels below this one, at least 1.
             width: channels in and out.
             growth: further channels of each level below.
+            norm: group norm (GROUPS) between convolution and ReLU; widths are multiples of it.
         """
         super().__init__()
         inner = width + growth
-        self.skip = conv_relu(width, width)
-        self.down = conv_relu(width, inner)
-        self.below = Hourglass(order - 1, inner, growth) if order > 1 else conv_relu(inner, inner)
-        self.up = conv_relu(inner, width)
+        self.skip = conv_relu(width, width, norm=norm)
+        self.down = conv_relu(width, inner, norm=norm)
+        if order > 1:
+            self.below: nn.Module = Hourglass(order - 1, inner, growth, norm=norm)
+        else:
+            self.below = conv_relu(inner, inner, norm=norm)
+        self.up = conv_relu(inner, width, norm=norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         low = self.up(self.below(self.down(F.max_pool2d(x, 2, ceil_mode=True))))
         return self.skip(x) + F.interpolate(low, size=x.shape[-2:], mode="nearest")
 
 
-def conv_relu(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """A convolution of the same size (at stride 1) and a ReLU."""
+def conv_relu(
+    before: int, after: int, kernel: int = 3, stride: int = 1, *, norm: bool = False
+) -> nn.Sequential:
+    """A convolution of the same size (at stride 1), group norm where wanted, and a ReLU."""
     conv = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2)
     nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
     nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv, nn.ReLU(inplace=True))
+    norms = [nn.GroupNorm(GROUPS, after)] if norm else []
+    return nn.Sequential(conv, *norms, nn.ReLU(inplace=True))

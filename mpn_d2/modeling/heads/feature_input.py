@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mpn_d2.modeling.backbone.hourglass import Hourglass
+from mpn_d2.modeling.backbone.hourglass import GROUPS, Hourglass
 
 
 class RunningNorm(nn.BatchNorm2d):
@@ -52,6 +52,7 @@ class FeatureInput(nn.Module):
         norm: bool = True,
         project: int = 0,
         context: int = 0,
+        context_norm: bool = False,
         coordinates: bool = False,
     ) -> None:
         """
@@ -61,12 +62,18 @@ class FeatureInput(nn.Module):
             norm: RunningNorm.
             project: channels of a 1x1 convolution with ReLU; 0: none.
             context: levels of an hourglass that sees the whole image; 0: none.
+            context_norm: group norm behind its convolutions.
             coordinates: two further channels, x and y of the cell's centre, -1 to 1.
 
         Raises:
             ValueError: numbers below 0; names the key.
         """
         super().__init__()
+        if context and context_norm and (project or channels) % GROUPS:
+            raise ValueError(
+                f"MODEL.SEQUENCE.CONTEXT_NORM: {project or channels} channels are no multiple of "
+                f"{GROUPS}; choose another MODEL.SEQUENCE.PROJECT"
+            )
         for key, value in (("PROJECT", project), ("CONTEXT", context)):
             if value < 0:
                 raise ValueError(f"MODEL.SEQUENCE.{key} is {value}: 0 or more is needed")
@@ -78,7 +85,7 @@ class FeatureInput(nn.Module):
             nn.init.kaiming_normal_(self.project.weight, nonlinearity="relu")
             nn.init.zeros_(self.project.bias)
         width = project or channels
-        self.context = Hourglass(context, width, 0) if context else None
+        self.context = Hourglass(context, width, 0, norm=context_norm) if context else None
         self.out_channels = (project or channels) + 2 * int(coordinates)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode, configurable
 from torch import nn
 
 from mpn_d2.layers.conv_lstm import LSTMState
+from mpn_d2.modeling.heads.attending_decoder import AttendingDecoder
 from mpn_d2.modeling.heads.part_sequence import PartSequenceDecoder
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -27,6 +28,8 @@ class FixedPeopleDecoder(nn.Module):
 
     # It has no recurrent networks; the second is not built on it.
     lstm1 = lstm2 = maps2 = None
+    coarse = 1
+    join = PartSequenceDecoder.join
 
     @configurable
     def __init__(
@@ -114,8 +117,16 @@ def build_decoder(cfg: CfgNode, in_channels: int) -> PeopleDecoder:
     Raises:
         ValueError: an unknown name, or keys that do not fit it.
     """
-    known = {"recurrent": PartSequenceDecoder, "fixed": FixedPeopleDecoder}
+    known = {
+        "recurrent": PartSequenceDecoder,
+        "attending": AttendingDecoder,
+        "fixed": FixedPeopleDecoder,
+    }
     name = cfg.MODEL.SEQUENCE.DECODER
     if name not in known:
         raise ValueError(f"MODEL.SEQUENCE.DECODER is {name!r}; choose one of {', '.join(known)}")
+    if cfg.MODEL.SEQUENCE.COARSE != 1 and name != "attending":
+        raise ValueError(
+            f"MODEL.SEQUENCE.COARSE is a key of DECODER 'attending', which is {name!r}: set it to 1"
+        )
     return known[name](cfg, in_channels)

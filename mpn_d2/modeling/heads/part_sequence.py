@@ -37,6 +37,9 @@ class PartSequenceDecoder(nn.Module):
     the last one's maps and stop score count. LSTM2 gets LSTM1's maps first.
     """
 
+    # Cells of the maps a side that are one cell of LSTM1.
+    coarse = 1
+
     @configurable
     def __init__(
         self,
@@ -100,6 +103,16 @@ class PartSequenceDecoder(nn.Module):
     def passes(self) -> int:
         """Of LSTM1 per person."""
         return max(self.loop, 1)
+
+    def join(self, features: torch.Tensor, heatmaps: torch.Tensor, shrink: int) -> torch.Tensor:
+        """What `look` is given, of the features (N, C, H, W) and the base's heatmaps.
+
+        Args:
+            features: of cells of the maps.
+            heatmaps: (N, K, H * shrink, W * shrink); not read here, they are among the features.
+            shrink: cells of the base a side that are one of the maps.
+        """
+        return features
 
     def look(self, features: torch.Tensor) -> torch.Tensor:
         """What all steps take from the features (N, C, H, W) of the images, to be computed once.

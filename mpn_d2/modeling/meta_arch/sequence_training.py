@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from detectron2.utils.events import get_event_storage, has_event_storage
 
 from mpn_d2.layers.conv_lstm import LSTMState, detached, of_images
 from mpn_d2.modeling.heads.fixed_people import PeopleDecoder
@@ -150,6 +151,7 @@ class SequenceTraining:
         features: Callable[[], torch.Tensor],
         targets: list[SequenceTargets],
         chunk: int | None,
+        most_steps: int | None = None,
     ) -> Iterator[dict[str, torch.Tensor]]:
         """Losses of one chunk after the other, each to be sent backward before the next is asked.
 
@@ -157,12 +159,13 @@ class SequenceTraining:
             features: gives (N, C, H, W), anew for every chunk: its graph is gone with the chunk's.
             targets: of the N images.
             chunk: steps; None: all in one.
+            most_steps: of an image, if that is less than the rules say.
 
         Yields:
             {"loss_sequence_heatmap", "loss_sequence_stop" and, with LSTM2,
             "loss_sequence_refined": scalar}, shares of the mean over the N images.
         """
-        images = [self._begin(of_image) for of_image in targets]
+        images = [self._begin(of_image, most_steps) for of_image in targets]
         active = list(range(len(images)))
         state1 = state2 = None
         while active:
@@ -184,10 +187,11 @@ class SequenceTraining:
             if state2 is not None:
                 state2 = of_images(detached(state2), kept)
 
-    def _begin(self, targets: SequenceTargets) -> ImageProgress:
+    def _begin(self, targets: SequenceTargets, most_steps: int | None = None) -> ImageProgress:
+        most = min(self.rules.most_steps, most_steps or self.rules.most_steps)
         free = targets.unknown if self.rules.unannotated == "ignore" else 0
         people = list(range(len(targets.maps)))
-        return ImageProgress(targets, free, self.rules.most_steps, remaining=people)
+        return ImageProgress(targets, free, most, remaining=people)
 
     def _write(
         self,
@@ -314,6 +318,27 @@ class _Steps:
     logits: torch.Tensor
     first: int
     lengths: list[int]
+
+
+def steps_of_curriculum(period: int) -> int | None:
+    """How many people of an image are learned in this iteration; None for all.
+
+    One at first, who may be any: matching then rewards whoever is written best, and the decoder
+    settles on whom to begin with. Where all are asked for from the start, every step learns the
+    mean of all people, and stays with it for long. (RSIS goes further by the epoch.)
+
+    Args:
+        period: iterations after which it is one more; 0: all from the start, as outside of a
+            training loop.
+
+    Raises:
+        ValueError: below 0; names the key.
+    """
+    if period < 0:
+        raise ValueError(f"MODEL.SEQUENCE.CURRICULUM is {period}: 0 or more is needed")
+    if period == 0 or not has_event_storage():
+        return None
+    return 1 + get_event_storage().iter // period
 
 
 def rewrite(

@@ -8,6 +8,7 @@ Letters: N images, P people, K keypoint types, H x W cells of the decoder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -45,6 +46,7 @@ from mpn_d2.modeling.meta_arch.sequence_training import (
     SequenceRules,
     SequenceTargets,
     SequenceTraining,
+    steps_of_curriculum,
 )
 from mpn_d2.structures.skeleton import get_skeleton
 
@@ -78,6 +80,7 @@ class RecurrentAssociation(nn.Module):
         pixel_std: Sequence[float],
         freeze_base: bool = True,
         chunk: int | None = 8,
+        curriculum: int = 0,
         sigma: float = 8.0,
         cut: float = 0.01,
         peak_weight: float = 0.0,
@@ -99,6 +102,7 @@ class RecurrentAssociation(nn.Module):
             pixel_mean, pixel_std: one number a channel.
             freeze_base: the base gets no gradients, its norms stay as they are.
             chunk: steps between two backward passes; None: all of an image.
+            curriculum: see `steps_of_curriculum`.
             sigma: of the Gaussians, network-input pixels.
             cut: smaller values of the Gaussians are 0.
             peak_weight: see MODEL.LOSS.PEAK_WEIGHT.
@@ -125,6 +129,7 @@ class RecurrentAssociation(nn.Module):
                 )
         if chunk is not None and chunk < 1:
             raise ValueError(f"MODEL.SEQUENCE.T is {chunk}: at least 1 step is needed")
+        steps_of_curriculum(curriculum)
         if not 0 <= omega_test <= 1:
             raise ValueError(f"MODEL.SEQUENCE.OMEGA_TEST is {omega_test}: 0 to 1 is needed")
         if multiscale and not refine:
@@ -137,7 +142,7 @@ class RecurrentAssociation(nn.Module):
         self.rules, self.training_steps = rules, SequenceTraining(decoder, rules)
         self.train_parts = tuple(train_parts)
         self.flip_indices = tuple(flip_indices)
-        self.freeze_base, self.chunk = freeze_base, chunk
+        self.freeze_base, self.chunk, self.curriculum = freeze_base, chunk, curriculum
         self.stride = reader.stride * features.shrink
         self.sigma, self.cut, self.peak_weight = sigma, cut, peak_weight
         self.most_people, self.omega_test = most_people, omega_test
@@ -172,6 +177,7 @@ class RecurrentAssociation(nn.Module):
             norm=keys.FEATURE_NORM,
             project=keys.PROJECT,
             context=keys.CONTEXT,
+            context_norm=keys.CONTEXT_NORM,
             coordinates=keys.COORDINATES,
         )
         skeleton = get_skeleton(cfg.MODEL.SKELETON)
@@ -200,6 +206,7 @@ class RecurrentAssociation(nn.Module):
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "freeze_base": keys.FREEZE_BASE,
             "chunk": None if keys.EXACT_SGD else keys.T,
+            "curriculum": keys.CURRICULUM,
             "sigma": cfg.MODEL.TARGET.SIGMA,
             "cut": cfg.MODEL.TARGET.CUT,
             "peak_weight": cfg.MODEL.LOSS.PEAK_WEIGHT,
@@ -219,8 +226,7 @@ class RecurrentAssociation(nn.Module):
     @property
     def size_divisibility(self) -> int:
         """Of network inputs."""
-        step = max(self.backbone.size_divisibility, 1)
-        return step if step % self.stride == 0 else step * self.stride
+        return math.lcm(max(self.backbone.size_divisibility, 1), self.stride * self.decoder.coarse)
 
     def part_modules(self) -> dict[str, list[nn.Module]]:
         """What trains, and the base."""
@@ -265,29 +271,30 @@ class RecurrentAssociation(nn.Module):
     ) -> Iterator[dict[str, torch.Tensor]]:
         require_training_fields(batched_inputs)
         images = self.preprocess_image(batched_inputs).tensor
-        frozen = self.read_base(images).features if self.freeze_base else None
+        frozen = self.read_base(images) if self.freeze_base else None
         first = True
 
         def features() -> torch.Tensor:
             nonlocal first
-            seen = self.read_base(images).features if frozen is None else frozen
+            seen = self.read_base(images) if frozen is None else frozen
             if first:
                 first = False
-                return self.features(seen)
+                return self.decoder_input(seen)
             # A batch counts once in the running statistics.
             norm = self.features.norm
             was_training = norm is not None and norm.training
             if was_training:
                 norm.eval()
             try:
-                return self.features(seen)
+                return self.decoder_input(seen)
             finally:
                 if was_training:
                     norm.train()
 
         size = tuple(side // self.stride for side in images.shape[-2:])
         targets = self.make_targets(batched_inputs, size)
-        yield from self.training_steps.chunks(features, targets, chunk)
+        most_steps = steps_of_curriculum(self.curriculum)
+        yield from self.training_steps.chunks(features, targets, chunk, most_steps)
 
     @torch.no_grad()
     def make_targets(
@@ -328,6 +335,10 @@ class RecurrentAssociation(nn.Module):
         seen.features = seen.features.float()
         return seen
 
+    def decoder_input(self, seen: BottomUpMaps) -> torch.Tensor:
+        """(N, C, H, W) of what the base sees."""
+        return self.decoder.join(self.features(seen.features), seen.heatmaps, self.features.shrink)
+
     @torch.no_grad()
     def inference(self, batched_inputs: list[dict]) -> list[dict]:
         """See `forward`; an image scores the same alone and in any batch (design 7.2)."""
@@ -340,7 +351,7 @@ class RecurrentAssociation(nn.Module):
         seen = self.read_base(images)
         people = write_people(
             self.decoder,
-            self.features(seen.features),
+            self.decoder_input(seen),
             omega=self.omega_test,
             most=self.most_people,
             order=self.rules.order,
