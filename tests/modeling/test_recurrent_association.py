@@ -288,6 +288,10 @@ def test_first_person_of_the_curriculum_is_whoever_is_written_best():
         assert len(net.steps) == steps
         found = losses["loss_sequence_heatmap"].item()
         assert found == pytest.approx(min(steps, 3) * K * 1e-6, rel=0.01)
+    # An image of nobody is not cut short.
+    net, nobody = Script([[0.9, 0.9, 0.1]], [torch.rand(3, K, 6, 7)]), people(0)
+    list(SequenceTraining(net, SequenceRules()).chunks(lambda: features, [nobody], 4, 1))
+    assert len(net.steps) == 3
 
 
 @pytest.mark.parametrize("case", ["nobody", "more than steps", "invisible", "twins"])

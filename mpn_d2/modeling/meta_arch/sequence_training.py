@@ -159,7 +159,7 @@ class SequenceTraining:
             features: gives (N, C, H, W), anew for every chunk: its graph is gone with the chunk's.
             targets: of the N images.
             chunk: steps; None: all in one.
-            most_steps: of an image, if that is less than the rules say.
+            most_steps: of an image with annotated people, if that is less than the rules say.
 
         Yields:
             {"loss_sequence_heatmap", "loss_sequence_stop" and, with LSTM2,
@@ -188,7 +188,10 @@ class SequenceTraining:
                 state2 = of_images(detached(state2), kept)
 
     def _begin(self, targets: SequenceTargets, most_steps: int | None = None) -> ImageProgress:
-        most = min(self.rules.most_steps, most_steps or self.rules.most_steps)
+        most = self.rules.most_steps
+        # Images of nobody teach to stop, from the start.
+        if most_steps is not None and len(targets.maps):
+            most = min(most, most_steps)
         free = targets.unknown if self.rules.unannotated == "ignore" else 0
         people = list(range(len(targets.maps)))
         return ImageProgress(targets, free, most, remaining=people)
