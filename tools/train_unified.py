@@ -68,6 +68,12 @@ ROWS = {
     "rules_b_b": ["MODEL.SEQUENCE.RULE_UNDER", "b", "MODEL.SEQUENCE.RULE_OVER", "b"],
     "T_1": ["MODEL.SEQUENCE.T", "1"],
     "T_4": ["MODEL.SEQUENCE.T", "4"],
+    # What is ours, left out: the curriculum, and the decoder that looks at the base's heatmaps.
+    "all_at_once": ["MODEL.SEQUENCE.CURRICULUM", "0"],
+    "writes_maps": [
+        *("MODEL.SEQUENCE.DECODER", "recurrent", "MODEL.SEQUENCE.COARSE", "1"),
+        *("MODEL.SEQUENCE.LSTM1.WIDTH", "32"),
+    ],
 }
 COLUMNS = {
     "keypoint AP": "keypoints/AP",
