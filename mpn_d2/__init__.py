@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import warnings
 
 # While `python -m` looks for a module, its argv begins with "-m". The doctor is to answer where
 # what the rest of the package needs is missing.
@@ -25,7 +26,11 @@ if not _DOCTOR_ALONE:
             "`python tools/install_detectron2.py` (no compiler needed), or install "
             "github.com/facebookresearch/detectron2"
         )
-    from mpn_d2 import modeling
+    with warnings.catch_warnings():
+        # fvcore and Detectron2 script functions of their own while they are imported: a warning at
+        # each of our commands, about nothing that its user could change.
+        warnings.filterwarnings("ignore", r".*torch\.jit\.script", FutureWarning)
+        from mpn_d2 import modeling
     from mpn_d2.config import add_mpn_config
     from mpn_d2.config_files import get_config
 

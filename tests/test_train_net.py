@@ -113,6 +113,13 @@ def test_package_without_detectron2_says_how_to_get_it(tmp_path):
     assert "python tools/install_detectron2.py" in done.stderr.splitlines()[-1]
 
 
+def test_commands_start_without_warnings_of_what_they_import():
+    command = [sys.executable, "-W", "error::FutureWarning", "train_net.py", "--help"]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "FutureWarning" not in done.stderr
+
+
 def test_builtin_coco_names_train_and_evaluate(mpn_data, tmp_path):
     options = ["SOLVER.MAX_ITER", "1", "MODEL.WEIGHTS", "", "MODEL.PRN.NODES", "4"]
     options += ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"]
