@@ -52,6 +52,14 @@ def test_a_keypoint_rcnn_of_the_zoo_goes_on_as_it_was(paper_config):
     torch.testing.assert_close(before.pred_keypoints, after.pred_keypoints)
 
 
+def test_without_masks_a_keypoint_rcnn_is_evaluated_as_documented(paper_config):
+    """Evaluation loads nothing but whole networks."""
+    zoo = build_model(paper_config(ZOO, [*SMALL, *THEIRS, "MODEL.MASK_ON", "False"]))
+    tasks = ["EVAL.TASKS", "['bbox', 'keypoints']"]
+    ours = build_model(paper_config(ZOO, [*SMALL, "MODEL.MASK_ON", "False", *tasks]))
+    ours.load_state_dict(fit_rcnn_weights(zoo.state_dict(), ours.state_dict()), strict=True)
+
+
 def test_a_mask_rcnn_of_80_classes_keeps_the_person(paper_config):
     options = [*SMALL, *THEIRS, "MODEL.KEYPOINT_ON", "False", "MODEL.ROI_HEADS.NUM_CLASSES", "80"]
     zoo = build_model(paper_config(ZOO, options)).eval()
