@@ -7,13 +7,12 @@ Sources in brackets: [paper] MultiPoseNet, ECCV 2018; [LM] LiMeng95/MultiPoseNet
 from __future__ import annotations
 
 import difflib
-import os
 
 import torch
-import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from mpn_d2.config_source import merge_config_file
 from mpn_d2.engine_keys import add_engine_keys
 from mpn_d2.inference_keys import add_inference_keys
 from mpn_d2.rcnn_keys import add_rcnn_keys
@@ -51,16 +50,14 @@ def load_config(config_file: str, options: list[str] | None = None) -> CN:
     cfg = get_cfg()
     add_mpn_config(cfg)
     if config_file:
-        if not os.path.isfile(config_file):
-            raise FileNotFoundError(f"config file {config_file} not found")
         try:
-            cfg.merge_from_file(config_file)
+            merge_config_file(cfg, config_file)
         except KeyError as error:
-            raise ValueError(f"{config_file}: {_explain_key(cfg, error)}") from error
-        except (ValueError, AssertionError, FileNotFoundError, yaml.YAMLError) as error:
-            raise ValueError(f"{config_file}: {_explain_value(error)}") from error
-        except RecursionError as error:
-            raise ValueError(f"{config_file}: its _BASE_ leads back to itself") from error
+            raise ValueError(f"{config_file}: {_explain_key(cfg, _missing_key(error))}") from error
+        except (ValueError, AssertionError) as error:
+            message = _explain_value(error)
+            named = message.startswith(f"{config_file}")
+            raise ValueError(message if named else f"{config_file}: {message}") from error
         except (TypeError, AttributeError) as error:
             raise ValueError(
                 f"{config_file}: it, or a file that its _BASE_ names, is not a config of "
@@ -112,7 +109,7 @@ def merge_options(cfg: CN, options: list[str]) -> None:
         except (KeyError, AssertionError, TypeError, AttributeError) as error:
             if isinstance(error, AssertionError) and "Non-existent" not in str(error):
                 raise ValueError(f"option {key} {value}: {error}") from error
-            raise ValueError(_explain_key(cfg, KeyError(key))) from error
+            raise ValueError(_explain_key(cfg, key)) from error
         except ValueError as error:
             raise ValueError(f"option {key} {value}: {_explain_value(error)}") from error
 
@@ -133,11 +130,16 @@ def _add_key(cfg: CN, key: str, value: str) -> bool:
     return True
 
 
-def _explain_key(cfg: CN, error: KeyError) -> str:
+def _missing_key(error: KeyError) -> str:
+    """The key of yacs' "Non-existent config key: X"."""
+    return str(error.args[0]).split(": ")[-1].strip("'\"")
+
+
+def _explain_key(cfg: CN, key: str) -> str:
     """'no config key X; near names: ...'."""
-    key = str(error.args[0]).split(": ")[-1].strip("'\"")
     near = difflib.get_close_matches(key, _all_keys(cfg), n=3)
-    return f"no config key {key}" + (f"; near: {', '.join(near)}" if near else "")
+    shown = key if key.isprintable() and key.strip() else repr(key)
+    return f"no config key {shown}" + (f"; near: {', '.join(near)}" if near else "")
 
 
 def _explain_value(error: Exception) -> str:

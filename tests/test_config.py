@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from pathlib import Path
 
@@ -129,6 +130,50 @@ def test_keys_without_a_value_and_bases_in_a_circle_are_one_line(tmp_path):
     file.write_text("_BASE_: config.yaml\n")
     with pytest.raises(ValueError, match="its _BASE_ leads back to itself"):
         load_config(str(file))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "!!python/object/apply:os.system ['touch {}']",
+        "OUTPUT_DIR: !!python/object/apply:subprocess.getoutput ['touch {}']",
+        "_BASE_: base.yaml",
+        "_BASE_: [base.yaml]",
+    ],
+)
+def test_a_config_executes_nothing(text, tmp_path):
+    marker = tmp_path / "acted"
+    (tmp_path / "base.yaml").write_text(f"A: !!python/object/apply:os.mkdir ['{marker}']\n")
+    file = tmp_path / "config.yaml"
+    file.write_text(text.format(marker))
+    with pytest.raises(ValueError, match=r"\.yaml: tags that run Python are not read"):
+        load_config(str(file))
+    assert not marker.exists()
+
+
+def test_config_files_that_are_none(tmp_path):
+    file, aliases = tmp_path / "config.yaml", "a0: &a0 [1, 2]\n"
+    for i in range(30):
+        aliases += f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}]\n"
+    for text, expected in (
+        (aliases, "more than 100000 values"),
+        ("SOLVER: &a [*a]\n", "more than 100000 values, or an alias within itself"),
+        ("[" * 5000 + "]" * 5000, "nested too deep"),
+        ("_BASE_: http://127.0.0.1:9/base.yaml\n", "is not a file on this machine"),
+        ("_BASE_: missing.yaml\n", r"missing\.yaml, not found"),
+        ("_BASE_: .\n", "no regular file"),
+        ("_BASE_: fifo\n", "fifo: it is no regular file"),
+        ("_BASE_: 3\n", "_BASE_ 3 is not the path of a file"),
+        ("? [1]\n: 2\n", "only plain values are read"),
+        ("\x00", "no YAML text"),
+        ("A: 1\n" * 300_000, "more than 1048576 bytes"),
+    ):
+        if "fifo" in text:
+            os.mkfifo(tmp_path / "fifo")
+        file.write_text(text)
+        with pytest.raises(ValueError, match=expected) as caught:
+            load_config(str(file))
+        assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
 
 
 def test_command_line_wins_over_stage_and_stage_over_base(paper_config):

@@ -45,6 +45,7 @@ ALLOWED = {
     "convert": {"structures", "utils"},
     "cli": {"data", "engine", "utils", "config", "config_files"},
     "config": {
+        "config_source",
         "engine_keys",
         "inference_keys",
         "rcnn_keys",
@@ -53,6 +54,7 @@ ALLOWED = {
         "speed_keys",
     },
     "config_files": {"config"},
+    "config_source": set(),
     "doctor": set(),
     "engine_keys": set(),
     "inference_keys": set(),

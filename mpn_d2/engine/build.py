@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import traceback
 from pathlib import Path
 
@@ -30,6 +32,8 @@ _BUILD_ERRORS = (
     TypeError,
     ZeroDivisionError,
 )
+# Values that so many keys hold that they point to none.
+_EVERYWHERE = (0, 1, 2, -1, "", [], ())
 
 
 def build_pose_model(cfg: CfgNode) -> nn.Module:
@@ -114,7 +118,30 @@ def _check_model_config(cfg: CfgNode) -> None:
         raise ValueError(
             f"MODEL.PRN.CROP is {tuple(crop)}: a height and a width in cells are needed"
         )
+    _check_lists(cfg)
     _check_device(cfg.MODEL.DEVICE)
+
+
+def _check_lists(cfg: CfgNode) -> None:
+    """Lists of which an empty one, or one of texts, fits Detectron2's parts until they run."""
+    mean, std = cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD
+    if not mean or len(mean) != len(std):
+        raise ValueError(
+            f"MODEL.PIXEL_MEAN has {len(mean)} numbers and MODEL.PIXEL_STD {len(std)}: one each a "
+            "channel of the image is needed"
+        )
+    for key in ("SIZES", "ASPECT_RATIOS"):
+        levels = cfg.MODEL.ANCHOR_GENERATOR[key]
+        each = [x if isinstance(x, list | tuple) else [x] for x in levels]
+        if not each or not all(x and all(_is_positive(y) for y in x) for x in each):
+            raise ValueError(
+                f"MODEL.ANCHOR_GENERATOR.{key} is {levels!r:.80}: numbers above 0 for each level "
+                "are needed, as in [[32], [64]]"
+            )
+
+
+def _is_positive(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _check_device(name: str) -> None:
@@ -137,7 +164,31 @@ def _reason(cfg: CfgNode, error: Exception) -> str:
             return f"nothing is called {error.args[0]!r}, which {' or '.join(keys)} names"
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}: {frame.line}"
-    return f"{type(error).__name__} {_first_line(error)} ({place})"
+    keys = _keys_at_fault(cfg, error)
+    said = f"{type(error).__name__} {_first_line(error)} ({place})"
+    return f"{said}; look at {' or '.join(keys)}" if keys else said
+
+
+def _keys_at_fault(cfg: CfgNode, error: Exception) -> list[str]:
+    """Keys whose values the functions held that raised, the innermost that held some.
+
+    Of each, those in the failing line first.
+    """
+    frames = reversed(list(traceback.walk_tb(error.__traceback__)))
+    for frame, summary in zip(frames, reversed(traceback.extract_tb(error.__traceback__))):
+        for line in (summary.line or "", None):
+            found: list[str] = []
+            for name, value in frame[0].f_locals.items():
+                known = isinstance(value, str | int | float | list | tuple)
+                if known and value not in _EVERYWHERE and (line is None or _word(name, line)):
+                    found += _keys_holding(cfg, list(value) if isinstance(value, tuple) else value)
+            if 0 < len(set(found)) <= 4:
+                return sorted(set(found))
+    return []
+
+
+def _word(name: str, line: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", line) is not None
 
 
 def _wrong_groups(cfg: CfgNode, error: ValueError) -> str:
@@ -168,6 +219,6 @@ def _keys_holding(cfg: CfgNode, value: object, prefix: str = "") -> list[str]:
         if isinstance(held, CfgNode):
             if prefix or name != "STAGES":
                 keys += _keys_holding(held, value, f"{prefix}{name}.")
-        elif value in (held if isinstance(held, list | tuple) else [held]):
+        elif value in (held if isinstance(held, list | tuple) else [held]) or held == value:
             keys.append(prefix + name)
     return keys

@@ -27,6 +27,8 @@ _WORKER_ENDED = re.compile(
     r"([\w ]+))"
 )
 _PEER_ENDED = re.compile(r"Connection (?:closed|reset) by peer|remote process has terminated")
+# Of a line; what is longer (a value that a file holds) loses its middle.
+_HEAD, _TAIL = 700, 250
 _AGAIN = "run it again (a training: with --resume)"
 
 
@@ -128,11 +130,14 @@ def _one_line(error: BaseException) -> str | None:
         if isinstance(error, ProcessRaisedException) and not _is_mistake(raised[-1][1]):
             return None
         message = message[raised[-1].end() :]
-    return " ".join(message.split()) or type(error).__name__
+    return _flat(message) or type(error).__name__
 
 
-def _flat(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _flat(message: object) -> str:
+    """One line that a terminal shows as it is: names and values come from files of others."""
+    line = " ".join(str(message).split())
+    line = "".join(char if char.isprintable() else repr(char)[1:-1] for char in line)
+    return line if len(line) <= _HEAD + _TAIL else f"{line[:_HEAD]} ... {line[-_TAIL:]}"
 
 
 def _is_mistake(name: str) -> bool:

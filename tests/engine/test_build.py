@@ -112,6 +112,24 @@ def test_batch_is_shared_out_evenly(processes, paper_config, monkeypatch):
             check_training_config(cfg)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.PIXEL_MEAN", "[]"),
+        ("MODEL.PIXEL_STD", "[1.0]"),
+        ("MODEL.ANCHOR_GENERATOR.SIZES", "[[]]"),
+        ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[['a']]"),
+        ("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[-1.0]]"),
+        # Detectron2's own errors, which name no key.
+        ("MODEL.FPN.FUSE_TYPE", "max"),
+        ("MODEL.RESNETS.DEPTH", "17"),
+    ],
+)
+def test_values_that_nothing_is_built_from_name_their_key(key, value, paper_config):
+    with pytest.raises(ValueError, match=key.replace(".", r"\.")):
+        build_pose_model(paper_config("quick/demo.yaml", [key, value]))
+
+
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "hello", "_BASE_: empty.yaml\n", "VERSION: x"])
 def test_files_that_are_no_configs(tmp_path, text):
     (tmp_path / "empty.yaml").touch()

@@ -152,3 +152,15 @@ def test_log_files_on_a_full_disk_print_no_tracebacks(capsys):
         logging.getLogger("mpn_d2").removeHandler(handler)
         logging.raiseExceptions = before
     assert "No space left on device" in line and stream.closed
+
+
+def test_text_of_others_neither_moves_the_cursor_nor_fills_the_screen(capsys):
+    def fail():
+        raise ValueError("a.json: name \x1b]0;title\x07 " + "x" * 9000 + "\ud800: rename it")
+
+    with pytest.raises(SystemExit):
+        run_command(fail)
+    line = capsys.readouterr().err
+    assert line.startswith(r"error: a.json: name \x1b]0;title\x07 xxx")
+    assert line.endswith("\\ud800: rename it (MPN_TRACEBACK=1 shows where)\n")
+    assert len(line) < 1100 and " ... " in line

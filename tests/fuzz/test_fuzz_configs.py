@@ -27,6 +27,8 @@ def good() -> dict:
 
 GOOD = good()
 KEYS = [f"{a}.{b}" for a, section in GOOD.items() if isinstance(section, dict) for b in section]
+# A message names the file or a key.
+SECTIONS = [f"{a}." if isinstance(section, dict) else a for a, section in GOOD.items()]
 
 
 @pytest.fixture(scope="module")
@@ -66,17 +68,22 @@ def test_files(folder, mutations):
     file = folder / "config.yaml"
     file.write_text(yaml.dump(moderate(mutated(GOOD, mutations))), encoding="utf-8",
                     errors="replace")  # fmt: skip
-    answer("configs", lambda: use(str(file), []))
+    answer("configs", lambda: use(str(file), []), str(file), *SECTIONS)
 
 
 @FUZZ
 @given(text=st.text(max_size=60))
-@example(text="!!python/object/apply:os.system ['true']")
+@example(text="!!python/object/apply:os.mkdir [{marker}]")
+@example(text="OUTPUT_DIR: !!python/object/apply:os.mkdir [{marker}]")
+@example(text="OUTPUT_DIR: !!python/name:os.getcwd")
 @example(text="_BASE_: config.yaml")
+@example(text="_BASE_: /dev/zero")
 def test_files_of_something_else(folder, text):
-    file = folder / "config.yaml"
+    file, marker = folder / "config.yaml", folder / "acted"
+    text = text.replace("{marker}", str(marker))
     file.write_text(text, encoding="utf-8", errors="replace")
     answer("configs", lambda: load_config(str(file)), str(file))
+    assert not marker.exists(), "the file's text was executed"
 
 
 @FUZZ
@@ -88,4 +95,5 @@ def test_files_of_something_else(folder, text):
     ),
 )
 def test_options(key, value):
-    answer("configs", lambda: use(SMALL, [*TINY, key, value]))
+    named = " ".join(key.split()) if key.isprintable() and key.strip() else repr(key)
+    answer("configs", lambda: use(SMALL, [*TINY, key, value]), named, *SECTIONS)
