@@ -46,6 +46,13 @@ def pytest_terminal_summary(terminalreporter) -> None:
                 f"{kind}: {faults} faults, {ended} ended the command, {answered} it answered in "
                 f"one line, {none} without effect; lost {lost}, unanswered {unanswered}"
             )
+    if COUNTS["disk", "faults"]:
+        small = COUNTS["disk", "small disk"]
+        limits = COUNTS["disk", "faults"] - small
+        terminalreporter.write_line(
+            f"disks: {small} small ones mounted, {limits} times a limit on the size of files instead "
+            "(who may not mount)"
+        )
     if COUNTS:
         total = {how: sum(COUNTS[kind, how] for kind in KINDS) for how in ("faults", "lost")}
         unanswered = sum(COUNTS[kind, "unanswered"] for kind in KINDS)

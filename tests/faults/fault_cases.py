@@ -43,6 +43,9 @@ FRAMES = 6
 KILLS_AND_DISK = ("moment", "file", "write", "disk")
 ALONE = (*KILLS_AND_DISK, "data")
 WITH_WORKERS = (*ALONE, "worker")
+# The server's hooks are in its forks alone: not in processes that a command starts anew, which
+# write most of its files.
+SPAWNING = ("moment", "disk", "data", "worker")
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,21 @@ def has_pictures(running: Running, folder: Path) -> bool:
     return any(folder.rglob("*.png*"))
 
 
-def training(name: str, stage: str, options: list[str], *flags: str, inexact: tuple = ()) -> Case:
+def training(
+    name: str,
+    stage: str,
+    options: list[str],
+    *flags: str,
+    inexact: tuple[str, ...] = (),
+    kinds: tuple[str, ...] = WITH_WORKERS,
+) -> Case:
     config = ["--config-file", "configs/quick/demo.yaml", "--stage", stage, *flags]
     return Case(
         name,
         ("train_net.py", *config, *TINY, *options, "OUTPUT_DIR", "{run}/out"),
         again=("--resume",),
         inexact=inexact,
-        kinds=WITH_WORKERS,
+        kinds=kinds,
         at_work=has_workers,
     )
 
@@ -102,7 +112,13 @@ def cases() -> list[Case]:
             # The person stage (tests/engine/test_resume.py), and what stands on it.
             inexact=("out/person/", "out/assembly/", "out/model_final.pth"),
         ),
-        training("two processes", "keypoint", ["SOLVER.MAX_ITER", "4"], "--num-gpus", "2"),
+        training(
+            "two processes",
+            "keypoint",
+            ["SOLVER.MAX_ITER", "4"],
+            *("--num-gpus", "2"),
+            kinds=SPAWNING,
+        ),
         Case(
             "evaluation",
             ("train_net.py", "--eval-only", *small, *network[1:])
@@ -134,7 +150,7 @@ def cases() -> list[Case]:
         Case(
             "drawn by two",
             (*drawn, "--workers", "2", "--output", "{run}/out"),
-            kinds=(*KILLS_AND_DISK, "worker"),
+            kinds=tuple(kind for kind in SPAWNING if kind != "data"),
             at_work=has_workers,
         ),
     ]

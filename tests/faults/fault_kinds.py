@@ -85,8 +85,11 @@ class Scene:
             )
         return self._references[case.name]
 
-    def play(self, case: Case, kind: str, seed: int) -> None:
+    def play(self, case: Case, kind: str, seed: int) -> bool:
         """One fault of a kind and what follows; the same for the same seed, but for moments.
+
+        Returns:
+            whether the fault had an effect: it may come too late.
 
         Raises:
             Lost, Unanswered: see the head of this file.
@@ -117,6 +120,7 @@ class Scene:
             self._empty(make=False)
         how = "ended" if ended.code < 0 else "answered" if ended.code else "without effect"
         COUNTS[kind, how] += 1
+        return ended.code != 0
 
     # ------------------------------------------------------------------------------ the faults
 
@@ -132,6 +136,7 @@ class Scene:
         if kind == "disk":
             share = rng.uniform(0.05, 0.85)
             if self._mount(int(share * sum(reference.sizes))):
+                COUNTS[kind, "small disk"] += 1
                 return self.start(case)
             return self.start(case, file_size=_file_size(rng, reference))
         # The first of these at once when the work has begun, the others somewhat later.

@@ -89,7 +89,8 @@ class Commands:
             env=env,
         )
         self._sessions: list[int] = []
-        if self._answer(PATIENCE) is None:
+        # It imports all that there is, on a busy machine perhaps beside a training.
+        if self._answer(5 * PATIENCE) is None:
             raise Unanswered("the server of the faults does not start")
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Commands that are killed, run out of disk, lose their data or a process, and are repeated.
 
-In `make test` each command suffers a fault or two, each kind at least once; `make faults` sets
+In `make test` some commands suffer a fault, each kind of fault at least once; `make faults` sets
 MPN_FAULTS, the number of faults of each kind for each command.
 """
 
@@ -24,7 +24,11 @@ SHORT = [
     ("images", "file"),
     ("video", "disk"),
     ("drawn", "disk"),
+    ("drawn by two", "worker"),
+    ("torchscript", "file"),
 ]
+# Faults that may come too late before another moment is tried.
+TRIES = 4
 LONG = [(case.name, kind) for case in CASES.values() for kind in case.kinds]
 
 pytestmark = pytest.mark.slow
@@ -32,10 +36,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(("name", "kind"), LONG if NUMBER else SHORT)
 def test_nothing_is_lost(scene, name, kind):
-    failures = []
-    for seed in range(NUMBER or 1):
+    failures, with_effect = [], 0
+    for seed in range(NUMBER or TRIES):
         try:
-            scene.play(CASES[name], kind, seed)
+            with_effect += scene.play(CASES[name], kind, seed)
         except (Lost, Unanswered) as error:
             failures.append(f"{type(error).__name__}: {error}")
+        if not NUMBER and (with_effect or failures):
+            break
     assert not failures, "\n\n".join(failures)
+    # Faults that come too late say nothing.
+    assert with_effect >= max(NUMBER // 2, 1), f"{with_effect} of {NUMBER or TRIES} had an effect"
