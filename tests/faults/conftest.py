@@ -50,8 +50,8 @@ def pytest_terminal_summary(terminalreporter) -> None:
         small = COUNTS["disk", "small disk"]
         limits = COUNTS["disk", "faults"] - small
         terminalreporter.write_line(
-            f"disks: {small} small ones mounted, {limits} times a limit on the size of files instead "
-            "(who may not mount)"
+            f"disks: {small} small ones mounted, {limits} times a limit on the size of files "
+            "instead (who may not mount)"
         )
     if COUNTS:
         total = {how: sum(COUNTS[kind, how] for kind in KINDS) for how in ("faults", "lost")}
