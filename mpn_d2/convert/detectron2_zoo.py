@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from mpn_d2.convert.moving import BOTTOM_UP, Moving, State
-from mpn_d2.convert.resnet import DEPTHS
+from mpn_d2.convert.moving import BOTTOM_UP, Moving, State, other_shape
+from mpn_d2.convert.resnet import DEPTHS, convolution_widths
 
 # Buffers that a config decides, in old files.
 _BUFFERS = ("pixel_mean", "pixel_std", "anchor_generator.")
@@ -19,7 +19,7 @@ def move_zoo_trunk(moving: Moving, state: State) -> dict[str, object]:
     """Moves the bottom-up network, names as they are, and returns its settings.
 
     Raises:
-        ValueError: no trunk of the zoo.
+        ValueError: no trunk of the zoo, or one of other shapes.
     """
     for name in [n for n in moving.names() if n.startswith(BOTTOM_UP)]:
         moving.move(name, name)
@@ -29,14 +29,15 @@ def move_zoo_trunk(moving: Moving, state: State) -> dict[str, object]:
         for level in range(2, 6)
     )
     kind = (numbers, any(m[3] for m in found))
-    grouped = state.get(f"{BOTTOM_UP}res2.0.conv2.weight")
-    if kind not in DEPTHS or grouped is None:
+    grouped = f"{BOTTOM_UP}res2.0.conv2.weight"
+    if kind not in DEPTHS or grouped not in state:
         raise ValueError(
             f"no ResNet of Detectron2's model zoo under {BOTTOM_UP}*: blocks of res2 to res5 are "
             f"{list(numbers)}"
         )
     _note_missing(moving, state, *kind)
-    resnext = grouped.shape[0] != grouped.shape[1]
+    channels, per_group = convolution_widths(grouped, state[grouped])
+    resnext = channels != per_group
     settings = {
         "INPUT.FORMAT": "BGR",
         "MODEL.PIXEL_MEAN": _values(state, "pixel_mean", _BGR_MEAN),
@@ -74,4 +75,9 @@ def _note_missing(moving: Moving, state: State, numbers: tuple[int, ...], deep: 
 
 
 def _values(state: State, name: str, default: list[float]) -> list[float]:
-    return state[name].flatten().tolist() if name in state else default
+    """Three numbers of a buffer, or the default of a file without it."""
+    if name not in state:
+        return default
+    if state[name].numel() != len(default):
+        raise other_shape(name, state[name], f"{len(default)} numbers are needed, one a channel")
+    return state[name].flatten().tolist()

@@ -19,6 +19,8 @@ ASSEMBLER = "assembler."
 
 _NORM = ("weight", "bias", "running_mean", "running_var")
 _COUNTER = "num_batches_tracked"
+# What tensors of another shape than is expected raise.
+SHAPE_ERRORS = (LookupError, RuntimeError, ArithmeticError, TypeError, ValueError)
 
 
 @dataclass
@@ -63,6 +65,10 @@ class Moving:
         """Of a tensor not yet taken."""
         return self._left[name].shape
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """One not yet taken, which stays so."""
+        return self._left[name]
+
     def take(self, old: str) -> torch.Tensor | None:
         """A tensor that is used up; None, and noted as missing, where there is none."""
         tensor = self._left.pop(old, None)
@@ -71,10 +77,18 @@ class Moving:
         return tensor
 
     def move(self, old: str, new: str, change: Change | None = None) -> None:
-        """One tensor, changed on the way."""
+        """One tensor, changed on the way.
+
+        Raises:
+            ValueError: one that cannot be changed so; names it and its shape.
+        """
         tensor = self.take(old)
-        if tensor is not None:
+        if tensor is None:
+            return
+        try:
             self._done.weights[new] = change(tensor) if change else tensor
+        except SHAPE_ERRORS as error:
+            raise other_shape(old, tensor, error) from error
 
     def layer(self, old: str, new: str, change: Change | None = None) -> None:
         """Weight and bias of a layer; a change of output channels is one of both."""
@@ -82,10 +96,16 @@ class Moving:
             self.move(f"{old}.{name}", f"{new}.{name}", change)
 
     def norm(self, old: str, new: str) -> None:
-        """A batch norm. Old PyTorch has no counter, which nothing reads in evaluation: 0 then."""
+        """A batch norm. Old PyTorch has no counter, which nothing reads in evaluation: 0 then.
+
+        Raises:
+            ValueError: the counter is no single number.
+        """
         for name in _NORM:
             self.move(f"{old}.{name}", f"{new}.{name}")
         counter = self._left.pop(f"{old}.{_COUNTER}", torch.tensor(0))
+        if counter.numel() != 1:
+            raise other_shape(f"{old}.{_COUNTER}", counter, "a counter is one number")
         self._done.weights[f"{new}.{_COUNTER}"] = counter.to(torch.int64).reshape(())
 
     def put(self, new: str, tensor: torch.Tensor) -> None:
@@ -108,3 +128,9 @@ class Moving:
             for name, value in done.weights.items()
         }
         return done
+
+
+def other_shape(name: str, tensor: torch.Tensor, why: object) -> ValueError:
+    """The error for a tensor of another shape than its source has."""
+    reason = str(why).splitlines()[0] if str(why) else type(why).__name__
+    return ValueError(f"its {name} has the shape {tuple(tensor.shape)}: {reason}")

@@ -43,15 +43,24 @@ def first_class(outputs: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: outputs that are no multiple of the anchors.
     """
-    if outputs.shape[0] % NUM_ANCHORS:
+    if not _channels(outputs) or _channels(outputs) % NUM_ANCHORS:
         raise ValueError(
-            f"class outputs of {outputs.shape[0]} channels: no multiple of {NUM_ANCHORS} anchors"
+            f"class outputs of {_channels(outputs)} channels: no multiple of {NUM_ANCHORS} anchors"
         )
     return outputs.unflatten(0, (NUM_ANCHORS, -1))[:, 0]
 
 
 def normalised(outputs: torch.Tensor) -> torch.Tensor:
-    """(A * 4, ...) outputs that are box deltas as such -> deltas over their standard deviations."""
+    """(A * 4, ...) outputs that are box deltas as such -> deltas over their standard deviations.
+
+    Raises:
+        ValueError: another number of outputs.
+    """
+    if _channels(outputs) != 4 * NUM_ANCHORS:
+        raise ValueError(
+            f"box outputs of {_channels(outputs)} channels: {NUM_ANCHORS} anchors have "
+            f"{4 * NUM_ANCHORS}"
+        )
     weights = outputs.new_tensor(DELTA_WEIGHTS).repeat(NUM_ANCHORS)
     return outputs * weights.view(-1, *[1] * (outputs.ndim - 1))
 
@@ -60,9 +69,20 @@ def scale_major(outputs: torch.Tensor) -> torch.Tensor:
     """(R * S * n, ...) outputs, ratios slowest -> (S * R * n, ...), scales slowest.
 
     Detectron2's anchors of a cell go through the ratios of each scale.
+
+    Raises:
+        ValueError: outputs that are no multiple of the anchors.
     """
+    if not _channels(outputs) or _channels(outputs) % NUM_ANCHORS:
+        raise ValueError(
+            f"outputs of {_channels(outputs)} channels: no multiple of {NUM_ANCHORS} anchors"
+        )
     by_anchor = outputs.unflatten(0, (len(RATIOS), len(SCALES), -1))
     return by_anchor.transpose(0, 1).flatten(0, 2)
+
+
+def _channels(outputs: torch.Tensor) -> int:
+    return outputs.shape[0] if outputs.ndim else 0
 
 
 def move_towers(moving: Moving, old: dict[str, str], new_prefix: str) -> None:

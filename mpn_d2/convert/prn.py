@@ -39,8 +39,10 @@ def reordered(tensor: torch.Tensor, names: Sequence[str], dim: int) -> torch.Ten
         dim: 0 or 1.
 
     Raises:
-        ValueError: another number of entries.
+        ValueError: another number of entries or dimensions.
     """
+    if tensor.ndim <= dim:
+        raise ValueError(f"a PRN layer needs {dim + 1} dimensions or more")
     if tensor.shape[dim] != ENTRIES:
         raise ValueError(
             f"a PRN layer of {tensor.shape[dim]} entries: {SIZE[0]} x {SIZE[1]} cells of "

@@ -8,6 +8,8 @@ matrix and one vector in a group of the file.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
+from functools import partial
 
 import torch
 
@@ -30,18 +32,25 @@ def convert_prn_keras(state: State, softmax: str = "global") -> Converted:
     moving.drop(*_OPTIMIZER)
     layers = _chain(moving)
     for i, (kernel, bias) in enumerate(layers):
-        weight, vector = moving.take(kernel).T, moving.take(bias)
+        dims = [1] if i == 0 else []  # those of the weight that are the grid's entries
         name = f"{NETWORK}hidden.{i}"
-        if i == 0:
-            weight = reordered(weight, SKELETON.keypoint_names, 1)
         if i == len(layers) - 1:
+            dims.append(0)
             name = f"{NETWORK}output"
-            weight = reordered(weight, SKELETON.keypoint_names, 0)
-            vector = reordered(vector, SKELETON.keypoint_names, 0)
-        moving.put(f"{name}.weight", weight)
-        moving.put(f"{name}.bias", vector)
+        moving.move(kernel, f"{name}.weight", partial(_turned, dims=dims))
+        moving.move(bias, f"{name}.bias", partial(_in_order, dims=[d for d in dims if d == 0]))
     settings = {**prn_settings(softmax), "MODEL.PRN.NUM_HIDDEN": len(layers) - 1}
     return moving.finish({ASSEMBLER: settings})
+
+
+def _turned(kernel: torch.Tensor, dims: Iterable[int]) -> torch.Tensor:
+    return _in_order(kernel.T, dims)
+
+
+def _in_order(tensor: torch.Tensor, dims: Iterable[int]) -> torch.Tensor:
+    for dim in dims:
+        tensor = reordered(tensor, SKELETON.keypoint_names, dim)
+    return tensor
 
 
 def _chain(moving: Moving) -> list[tuple[str, str]]:

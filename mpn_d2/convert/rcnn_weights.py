@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import torch
 
-from mpn_d2.convert.moving import BOTTOM_UP, KEYPOINT_FPN
+from mpn_d2.convert.moving import BOTTOM_UP, KEYPOINT_FPN, SHAPE_ERRORS
 
 # COCO's person among the zoo's classes. Detectron2's background is the last row of cls_score.
 PERSON = 0
@@ -56,7 +56,10 @@ def fit_rcnn_weights(
         shape = tuple(wanted[name].shape)
         value = torch.as_tensor(tensor)
         if tuple(value.shape) != shape:
-            value = _fit(name, value, shape)
+            try:
+                value = _fit(name, value, shape)
+            except SHAPE_ERRORS:  # fewer dimensions or none of what is looked for
+                value = None
         if value is None or tuple(value.shape) != shape:
             raise ValueError(
                 f"{name} is {tuple(tensor.shape)} in the weights and {shape} in the network: give "
@@ -74,7 +77,8 @@ def fit_rcnn_weights(
 def _fit(name: str, value: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor | None:
     """`value` in the shape of the network where a rule says how; None where none does."""
     if name.startswith(_CLASS_SCORES):
-        return value[[PERSON, -1]]
+        # Of one row the person and the background would both be that one.
+        return value[[PERSON, -1]] if value.shape[0] > 1 else None
     if name.startswith(_CLASS_BOXES):
         return value[4 * PERSON : 4 * PERSON + 4]
     if name.startswith(_CLASS_MASKS):

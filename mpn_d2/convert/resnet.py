@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-from mpn_d2.convert.moving import BOTTOM_UP, Moving
+import torch
+
+from mpn_d2.convert.moving import BOTTOM_UP, Moving, other_shape
 
 # Blocks a layer, and whether they are bottlenecks (three convolutions, else two).
 _KNOWN = (
@@ -68,15 +70,32 @@ def move_trunk(moving: Moving, prefix: str = "") -> dict[str, object]:
 
 
 def _widths(moving: Moving, prefix: str) -> dict[str, object]:
-    """Settings of a ResNeXt's groups or a wide ResNet's channels, from a 3x3 convolution."""
+    """Settings of a ResNeXt's groups or a wide ResNet's channels, from a 3x3 convolution.
+
+    Raises:
+        ValueError: as `convolution_widths`.
+    """
     name = f"{prefix}layer1.0.conv2.weight"
     if name not in moving:
         return {}
-    channels, per_group = moving.shape(name)[:2]
+    channels, per_group = convolution_widths(name, moving.tensor(name))
     return {
         "MODEL.RESNETS.NUM_GROUPS": channels // per_group,
         "MODEL.RESNETS.WIDTH_PER_GROUP": per_group,
     }
+
+
+def convolution_widths(name: str, weight: torch.Tensor) -> tuple[int, int]:
+    """Channels of a convolution, and how many channels each of its groups sees.
+
+    Raises:
+        ValueError: no weight of a convolution, or one of groups that are not alike; names it.
+    """
+    if weight.ndim != 4 or not weight.shape[1] or weight.shape[0] % weight.shape[1]:
+        raise other_shape(
+            name, weight, "that of a 3x3 convolution is (channels, channels of a group, 3, 3)"
+        )
+    return weight.shape[0], weight.shape[1]
 
 
 def _blocks(moving: Moving, prefix: str) -> tuple[tuple[int, ...], bool]:

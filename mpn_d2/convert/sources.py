@@ -11,7 +11,7 @@ import torch
 from mpn_d2.convert.detectron2_keypoint_rcnn import convert_detectron2_keypoint_rcnn
 from mpn_d2.convert.detectron2_rcnn import convert_detectron2_rcnn
 from mpn_d2.convert.detectron2_retinanet import convert_detectron2_retinanet
-from mpn_d2.convert.moving import Converted, State
+from mpn_d2.convert.moving import SHAPE_ERRORS, Converted, State
 from mpn_d2.convert.multiposenet_pytorch import convert_multiposenet_pytorch
 from mpn_d2.convert.prn_keras import convert_prn_keras
 from mpn_d2.convert.prn_pytorch import convert_prn_pytorch
@@ -80,11 +80,18 @@ def convert(source: str, state: State) -> Converted:
         state: names and tensors as they are in the file.
 
     Raises:
-        ValueError: no such source, or a state with unknown or missing names: lists them.
+        ValueError: no such source, a state with unknown or missing names (lists them), or with
+            tensors of other shapes.
     """
     if source not in SOURCES:
         raise ValueError(f"no converter {source!r}; choose one of {', '.join(SOURCES)}")
-    done = SOURCES[source].convert(state)
+    try:
+        done = SOURCES[source].convert(state)
+    except ValueError:
+        raise
+    except SHAPE_ERRORS as error:  # a shape that no converter has a message for
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"it has other shapes than a checkpoint of {source}: {reason}") from error
     problems = [
         f"{len(names)} {kind}: {_some(names)}"
         for kind, names in (("missing", done.missing), ("unknown", done.unknown))

@@ -23,7 +23,13 @@ from mpn_d2.modeling.assembly.weights import (
 )
 from mpn_d2.modeling.weight_settings import Settings, check_settings, check_table, settings_of
 from mpn_d2.utils.files import naming, write_text_atomically
-from mpn_d2.utils.safe_files import KERAS, READ_ERRORS, read_pickle, read_torch
+from mpn_d2.utils.safe_files import (
+    KERAS,
+    READ_ERRORS,
+    check_tensor,
+    read_pickle,
+    read_torch,
+)
 
 _PARTIAL = ".partial-"
 _ASIDE = ".aside-"
@@ -110,15 +116,23 @@ class PoseCheckpointer(DetectionCheckpointer):
             os.replace(folder / last_filename_basename, folder / final)
         write_text_atomically(folder / TAG, final)
 
-    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Loads a file, `detectron2://` or `https://` address.
+
+        Args:
+            path: see above; "" loads nothing.
+            checkpointables: names of what else to load; None: all that this checkpointer has,
+                which the file must have then, as when a training is resumed.
+
+        Returns:
+            What else is in the file.
 
         Raises:
             FileNotFoundError: no such file, or no network for an address.
-            ValueError: not a checkpoint, or it does not fit the model; names the keys.
+            ValueError: not a checkpoint, or it does not fit the model or the rest; names the keys.
         """
         if not path:
-            return super().load(path, *args, **kwargs)
+            return super().load(path, checkpointables)
         self._source = path
         try:
             local = self.path_manager.get_local_path(path.split("?")[0])
@@ -130,7 +144,30 @@ class PoseCheckpointer(DetectionCheckpointer):
             ) from error
         if not os.path.isfile(local):
             raise FileNotFoundError(f"weights {path} not found: check MODEL.WEIGHTS")
-        return super().load(path, *args, **kwargs)
+        try:
+            rest = super().load(path, [])
+        finally:
+            # Detectron2 leaves it behind after an error, and then refuses the next file.
+            self._parsed_url_during_load = None
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            self._load_state(key, rest)
+        return rest
+
+    def _load_state(self, key: str, content: dict[str, Any]) -> None:
+        """Loads one of `checkpointables` and takes it out of a file's content."""
+        try:
+            if key not in content:
+                raise ValueError("the file has none")
+            state = content.pop(key)
+            _check_state(state)
+            self.checkpointables[key].load_state_dict(state)
+        except READ_ERRORS as error:
+            reason = f"no {error}" if isinstance(error, KeyError) else why_unreadable(error)
+            raise ValueError(
+                f"{self._source}: the state of its {key!r} cannot be resumed from ({reason}): "
+                "resume from a whole checkpoint of the same config, or begin anew without --resume "
+                "from its weights (MODEL.WEIGHTS)"
+            ) from error
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         suffix = Path(filename).suffix.lower()
@@ -178,7 +215,12 @@ class PoseCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         kept = self._set_aside_other_assembler(checkpoint["model"])
         settings = self._checked_settings(checkpoint)
-        incompatible = super()._load_model(checkpoint)
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except READ_ERRORS as error:  # weights of Caffe2 are matched by their names and shapes
+            raise ValueError(
+                f"checkpoint {self._source} does not fit the model: {why_unreadable(error)}"
+            ) from error
         missing = [name for name in incompatible.missing_keys if name not in kept]
         incompatible = incompatible._replace(missing_keys=missing)
         wrong = [f"{k} is {a} in the file, {b} here" for k, a, b in incompatible.incorrect_shapes]
@@ -313,6 +355,17 @@ def _check_weights(weights: Any) -> None:
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor | np.ndarray):
             raise ValueError(f"its {name!r} is a {type(value).__name__} instead of a tensor")
+        check_tensor(name, value)
+
+
+def _check_state(state: Any) -> None:
+    """Raises a ValueError for a state that an object takes and fails with later."""
+    if not isinstance(state, dict):
+        raise ValueError(f"it is a {type(state).__name__} instead of a dict")
+    iteration = state.get("iteration", 0)
+    if type(iteration) is not int or iteration < 0:
+        what = str(iteration) if type(iteration) is int else f"a {type(iteration).__name__}"
+        raise ValueError(f"its 'iteration' is {what} instead of a number from 0")
 
 
 def _unreadable(filename: str, error: Exception) -> ValueError:
