@@ -8,16 +8,28 @@ What users expect to be skipped is counted (`CocoSummary.notes`), what cannot be
 from __future__ import annotations
 
 import functools
-import math
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
 
 from mpn_d2.data.annotation_cache import cache_folder, complete, read_json, store_copy
-from mpn_d2.data.limits import FAR, TOO_FAR, check_image_size, count_person
+from mpn_d2.data.coco_checks import (
+    check_area_and_crowd,
+    check_box,
+    check_id,
+    check_images,
+    check_keypoints,
+    check_mask,
+    leaves_folder,
+    place_of,
+)
+from mpn_d2.data.limits import count_person
+from mpn_d2.data.shown import listed, short
 
 PERSON = "person"
+# What Detectron2 writes into files that it makes of datasets of dicts: names are whole paths there.
+_CONVERTED = "Automatically generated COCO json file for Detectron2."
 # Files give rounded boxes; one that reaches this far outside its image (pixels) is as it should be.
 _SLACK = 1.0
 # What is counted, by the words that the log has for it.
@@ -26,6 +38,7 @@ OUTSIDE = "boxes have no area inside their image (left out of training)"
 POINTS_OUTSIDE = "labelled keypoints lie outside their image (left out of training)"
 SHORT = "polygons have fewer than three points (left out)"
 NO_MASK_LEFT = "people have such polygons alone (their box counts)"
+MISCOUNTED = "people's num_keypoints contradict their keypoints (counted anew)"
 UNLISTED = "annotations are of images that the file does not list (left out)"
 
 
@@ -125,7 +138,7 @@ def person_class(names: Sequence[str], where: str) -> int:
         return 0
     if len(found) != 1:
         raise ValueError(
-            f"{where}: of several categories ({', '.join(map(str, names))}) exactly one must be "
+            f"{where}: of several categories ({listed(names)}) exactly one must be "
             f"called {PERSON!r}: rename the category of people"
         )
     return found[0]
@@ -141,8 +154,8 @@ def _check_skeleton(summary: CocoSummary, names: tuple[str, ...], path: str | os
     if theirs is not None and theirs != names and sorted(theirs) == sorted(names):
         i = next(i for i, (a, b) in enumerate(zip(theirs, names, strict=True)) if a != b)
         raise ValueError(
-            f"{path}: keypoint {i + 1} is {theirs[i]!r}, in the dataset's skeleton {names[i]!r}: "
-            "give the skeleton the order of the file"
+            f"{path}: keypoint {i + 1} is {short(theirs[i])}, in the dataset's skeleton "
+            f"{short(names[i])}: give the skeleton the order of the file"
         )
 
 
@@ -151,13 +164,15 @@ def _check_skeleton(summary: CocoSummary, names: tuple[str, ...], path: str | os
 def _summary(path: str, mtime: int, size: int, cache: str) -> CocoSummary:
     """`mtime` and `size` are there to notice a changed file, `cache` another folder of copies."""
     content, digest = read_json(path)
+    _check_encoding(path)
     if not isinstance(content, dict) or not content.get("images"):
         raise ValueError(f"{path} lists no images (COCO format wanted)")
     for key in ("images", "annotations", "categories"):
         entries = content.get(key, [])
         if not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
             raise ValueError(f"{path}: {key!r} is no list of objects (COCO format wanted)")
-    _check_images(content["images"], path)
+    renamed = _shorten_names(content)
+    check_images(content["images"], path)
     categories = _categories(content, path)
     person_id = list(categories)[person_class(list(categories.values()), path)]
     annotations = content.get("annotations", [])
@@ -165,7 +180,10 @@ def _summary(path: str, mtime: int, size: int, cache: str) -> CocoSummary:
     people = [a for a in annotations if a["category_id"] == person_id]
     found = _check_people(people, content["images"], path)
     (names,) = (c.get("keypoints") for c in content["categories"] if c["id"] == person_id)
-    copied = complete(content, person_id, path)
+    # By another name: one that was stored before these were corrected may be there.
+    corrected = _correct(content["images"], people) or renamed
+    copied = complete(content, person_id, path) or corrected
+    digest += "-corrected" * corrected
     return CocoSummary(
         file=store_copy(content, path, digest) if copied else path,
         person_id=person_id,
@@ -175,28 +193,59 @@ def _summary(path: str, mtime: int, size: int, cache: str) -> CocoSummary:
     )
 
 
-def _check_images(images: list[dict], path: str) -> None:
-    seen = set()
-    for i, image in enumerate(images):
-        where = f"{path}: image {image.get('id', f'number {i + 1}')}"
-        for key in ("id", "file_name", "width", "height"):
-            if image.get(key) is None:
-                raise ValueError(f"{where} has no {key!r}: add it, Detectron2 needs it")
-        _check_id(image, "id", where)
-        if not isinstance(image["file_name"], str):
-            raise ValueError(f"{where} has file_name {image['file_name']!r}: a text is needed")
-        size = [image["width"], image["height"]]
-        if not are_numbers(size) or min(size) <= 0:
-            raise ValueError(f"{where} has width and height {size}: give its size in pixels")
-        check_image_size(size[0], size[1], where)
-        crowding = image.get("crowdIndex")
-        if crowding is not None and not (are_numbers([crowding]) and 0 <= crowding <= 1):
-            raise ValueError(f"{where} has crowdIndex {crowding!r}: it lies from 0 to 1")
-        if image["id"] in seen:
-            raise ValueError(f"{where} is there twice: give each image an id of its own")
-        seen.add(image["id"])
-    if len({isinstance(number, str) for number in seen}) > 1:
-        raise ValueError(f"{path}: some image ids are texts, others numbers: give all the same")
+def _shorten_names(content: dict) -> bool:
+    """Takes the folders off names that lead out of the image folder, in place; whether any did.
+
+    Only in what Detectron2 converted for an evaluation: nobody reads images by these names.
+    """
+    info = content.get("info")
+    if not isinstance(info, dict) or info.get("description") != _CONVERTED:
+        return False
+    changed = False
+    for image in content["images"]:
+        name = image.get("file_name")
+        if isinstance(name, str) and leaves_folder(name):
+            image["file_name"] = os.path.basename(name)
+            changed = True
+    return changed
+
+
+def _correct(images: list[dict], people: list[dict]) -> bool:
+    """Makes sizes such as 640.0 whole numbers and counts keypoints, in place; whether any changed.
+
+    pycocotools draws no mask of the first, and scores nobody whose num_keypoints is 0.
+    """
+    changed = False
+    for image in images:
+        for key in ("width", "height"):
+            if isinstance(image[key], float):
+                image[key] = int(image[key])
+                changed = True
+    for person in filter(_is_miscounted, people):
+        person["num_keypoints"] = _labelled(person)
+        changed = True
+    return changed
+
+
+def _labelled(person: dict) -> int:
+    return sum(v > 0 for v in (person.get("keypoints") or ())[2::3])
+
+
+def _is_miscounted(person: dict) -> bool:
+    """Whether num_keypoints is 0 and there are labelled ones, or the other way round.
+
+    Another wrong number changes nothing, and CrowdPose's own files have many.
+    """
+    number = person.get("num_keypoints")
+    return number is not None and (number == 0) != (_labelled(person) == 0)
+
+
+def _check_encoding(path: str) -> None:
+    """pycocotools reads the file again, and plain UTF-8 alone."""
+    with open(path, "rb") as file:
+        encoding = json.detect_encoding(file.read(4))
+    if encoding != "utf-8":
+        raise ValueError(f"{path} is JSON in {encoding}: save it as UTF-8 without BOM")
 
 
 def _categories(content: dict, path: str) -> dict[int, str]:
@@ -209,7 +258,7 @@ def _categories(content: dict, path: str) -> dict[int, str]:
     if any(c.get("id") is None or not isinstance(c.get("name"), str) for c in categories):
         raise ValueError(f"{path}: a category has no 'id' or no 'name': add it")
     for category in categories:
-        _check_id(category, "id", f"{path}: category {category['name']!r}")
+        check_id(category["id"], "id", f"{path}: category {short(category['name'])}")
     if len({c["id"] for c in categories}) < len(categories):
         raise ValueError(f"{path}: two categories have one id: give each an id of its own")
     return {c["id"]: c["name"] for c in categories}
@@ -219,19 +268,19 @@ def _check_annotations(annotations: list[dict], categories: dict[int, str], path
     """What Detectron2 and pycocotools ask of the annotations of any category."""
     seen = set()
     for i, annotation in enumerate(annotations):
-        where = f"{path}: {_where(annotation, i)}"
+        where = f"{path}: {place_of(annotation, i)}"
         for key in ("id", "image_id", "category_id"):
             if annotation.get(key) is None:
                 raise ValueError(f"{where} has no {key!r}: add it")
-            _check_id(annotation, key, where)
+            check_id(annotation[key], key, where)
         # COCO 2014's own minival files hold some twice; Detectron2 takes them too.
         if annotation["id"] in seen and "minival" not in path:
             raise ValueError(f"{where} is there twice: give each annotation an id of its own")
         seen.add(annotation["id"])
         if annotation["category_id"] not in categories:
             raise ValueError(
-                f"{where} has category_id {annotation['category_id']!r}, which 'categories' does "
-                f"not list: add it there or use one of {', '.join(map(str, categories))}"
+                f"{where} has category_id {short(annotation['category_id'])}, which 'categories' "
+                f"does not list: add it there or use one of {listed(categories)}"
             )
 
 
@@ -245,26 +294,27 @@ def _check_people(people: list[dict], images: list[dict], path: str) -> dict:
     notes: dict[str, tuple[int, str]] = {}
 
     def note(what: str, annotation: dict, number: int = 1) -> None:
-        before, first = notes.get(what, (0, _where(annotation)))
+        before, first = notes.get(what, (0, place_of(annotation)))
         notes[what] = (before + number, first)
 
     for annotation in people:
-        where = f"{path}: {_where(annotation)}"
-        _check_box(annotation.get("bbox"), where)
-        _check_area_and_crowd(annotation, where)
+        where = f"{path}: {place_of(annotation)}"
+        check_box(annotation.get("bbox"), where)
+        check_area_and_crowd(annotation, where)
         image_id, keypoints = annotation["image_id"], annotation.get("keypoints")
-        if keypoints not in (None, []):
-            count = _check_keypoints(keypoints, count, where)
+        count = check_keypoints(annotation, count, where)
+        if _is_miscounted(annotation):
+            note(MISCOUNTED, annotation)
         if annotation.get("iscrowd", 0):
             crowds += 1
         elif keypoints and any(keypoints[2::3]):
             labelled += 1
         count_person(per_image, image_id, path)
         size = sizes.get(image_id)
-        short = _check_mask(annotation.get("segmentation"), size, where)
-        if short:
-            note(SHORT, annotation, short)
-            if short == len(annotation["segmentation"]):
+        lines = check_mask(annotation.get("segmentation"), size, where)
+        if lines:
+            note(SHORT, annotation, lines)
+            if lines == len(annotation["segmentation"]):
                 note(NO_MASK_LEFT, annotation)
                 dropped.setdefault(image_id, []).append(annotation)
         if size is None:
@@ -281,80 +331,6 @@ def _check_people(people: list[dict], images: list[dict], path: str) -> dict:
         "dropped": dropped,
         "notes": notes,
     }
-
-
-def _check_box(box: object, where: str) -> None:
-    if box is None:
-        raise ValueError(f"{where} has no 'bbox': add x, y, width, height in pixels")
-    if not are_numbers(box, 4) or box[2] < 0 or box[3] < 0:
-        raise ValueError(
-            f"{where} has bbox {box!r}: give four finite numbers x, y, width, height, "
-            "no size negative"
-        )
-    if max(abs(box[0]), abs(box[1]), abs(box[0] + box[2]), abs(box[1] + box[3])) > FAR:
-        raise ValueError(f"{where} has bbox {box!r}: {TOO_FAR}")
-
-
-def _check_area_and_crowd(annotation: dict, where: str) -> None:
-    area, crowd = annotation.get("area"), annotation.get("iscrowd")
-    if area is not None and not (are_numbers([area]) and area >= 0):
-        raise ValueError(f"{where} has area {area!r}: give square pixels, or leave it out")
-    if crowd not in (None, 0, 1):
-        raise ValueError(f"{where} has iscrowd {crowd!r}: give 0 (one person) or 1 (a crowd)")
-
-
-def _check_keypoints(keypoints: object, count: int | None, where: str) -> int:
-    """Their number, which must be `count` unless that is None."""
-    if not isinstance(keypoints, list) or len(keypoints) % 3 or not are_numbers(keypoints):
-        raise ValueError(f"{where} has keypoints that are no list of finite numbers x, y, v, ...")
-    found = len(keypoints) // 3
-    if count not in (None, found):
-        raise ValueError(
-            f"{where} has {found} keypoints, people before it have {count}: give all the same, "
-            "0, 0, 0 for those not labelled"
-        )
-    wrong = sorted(set(keypoints[2::3]) - {0, 1, 2})
-    if wrong:
-        raise ValueError(
-            f"{where} has a keypoint with v {wrong[0]}: give 0 (not labelled), 1 (labelled, "
-            "hidden) or 2 (visible)"
-        )
-    return found
-
-
-def _check_mask(segmentation: object, size: tuple[int, int] | None, where: str) -> int:
-    """The number of polygons with fewer than three points; `size` (W, H) of the image if known."""
-    if isinstance(segmentation, dict):
-        mask_size, counts = segmentation.get("size"), segmentation.get("counts")
-        if not are_numbers(mask_size, 2) or not isinstance(counts, list | str):
-            raise ValueError(f"{where} has an RLE mask without 'size' and 'counts': add them")
-        if size is not None and tuple(mask_size) != size[::-1]:
-            raise ValueError(
-                f"{where} has an RLE mask of size {list(mask_size)} (height, width) in an image "
-                f"of {list(size[::-1])}: give the mask the size of its image"
-            )
-        if isinstance(counts, list) and not (
-            are_numbers(counts)
-            and min(counts, default=0) >= 0
-            and sum(counts) <= mask_size[0] * mask_size[1]
-        ):
-            raise ValueError(
-                f"{where} has an RLE mask whose counts are not lengths of runs in its "
-                f"{mask_size[0]:g} x {mask_size[1]:g} pixels: encode it anew"
-            )
-        return 0
-    if not segmentation:
-        return 0
-    if not isinstance(segmentation, list) or not all(isinstance(p, list) for p in segmentation):
-        raise ValueError(
-            f"{where} has a segmentation that is no list of polygons: give [[x, y, x, y, ...]]"
-        )
-    if not all(map(are_numbers, segmentation)):
-        raise ValueError(f"{where} has a polygon that is no list of finite numbers x, y, ...")
-    if any(polygon and max(max(polygon), -min(polygon)) > FAR for polygon in segmentation):
-        raise ValueError(f"{where} has a polygon with a point too far away: {TOO_FAR}")
-    # As Detectron2's loader, which takes the others.
-    return sum(len(polygon) < 6 or len(polygon) % 2 != 0 for polygon in segmentation)
 
 
 def _outside(annotation: dict, size: tuple[int, int]) -> list[tuple[str, int]]:
@@ -376,24 +352,3 @@ def _outside(annotation: dict, size: tuple[int, int]) -> list[tuple[str, int]]:
         for px, py, v in zip(keypoints[::3], keypoints[1::3], keypoints[2::3], strict=True)
     )
     return [*found, (POINTS_OUTSIDE, points)] if points else found
-
-
-def are_numbers(values: Any, count: int | None = None) -> TypeGuard[Sequence[float]]:
-    """Whether these are finite numbers, and so many unless None."""
-    try:
-        right = count is None or len(values) == count
-        return right and all(map(math.isfinite, values))
-    except (TypeError, OverflowError):
-        return False
-
-
-def _check_id(entry: dict, key: str, where: str) -> None:
-    if not isinstance(entry[key], int | float | str):
-        raise ValueError(f"{where} has {key} {entry[key]!r}: a number or a text is needed")
-
-
-def _where(annotation: dict, place: int | None = None) -> str:
-    number = annotation.get("id")
-    if number is None and place is not None:
-        number = f"number {place + 1}"
-    return f"annotation {number} of image {annotation.get('image_id')}"

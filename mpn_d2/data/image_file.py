@@ -14,9 +14,12 @@ from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image, ImageOps
 
 from mpn_d2.data.limits import check_image_size, most_pixels
+from mpn_d2.data.shown import plain, shown_path
 
 _LARGEST_8_BIT = 2**8 - 1
 _LARGEST_16_BIT = 2**16 - 1
+# Characters of a library's words about a broken file that a message repeats.
+_REASON = 300
 
 
 def read_pose_image(
@@ -47,15 +50,20 @@ def read_pose_image(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it cannot be read, is larger than the limits (`mpn_d2.data.limits`: 179
-            megapixels) or has another size than annotated; one line with file and id.
+        ValueError: it is no file (a folder, a pipe, a device), cannot be read, is larger than the
+            limits (`mpn_d2.data.limits`: 179 megapixels) or has another size than annotated; one
+            line with file and id.
     """
-    where = f"image {os.fspath(file_name)}"
+    path = os.fspath(file_name)
+    where = f"image {shown_path(path)}"
     if image_id is not None:
-        where += f" (image_id {image_id})"
+        where += f" (image_id {plain(image_id)})"
+    # A pipe would be waited for, a device has no end. Addresses of Detectron2 do not exist here.
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{where} cannot be read: it is a directory, pipe or device, no file")
     with contextlib.ExitStack() as stack:
         with _faults_named(where):
-            file = stack.enter_context(PathManager.open(os.fspath(file_name), "rb"))
+            file = stack.enter_context(PathManager.open(path, "rb"))
             image = _header(file)
         # Before the pixels are unpacked.
         check_image_size(*image.size, where)
@@ -75,7 +83,9 @@ def _faults_named(where: str) -> Iterator[None]:
         limit = round(most_pixels() / 1e6)
         raise ValueError(f"{where} is larger than {limit} megapixels: reduce it") from error
     except Exception as error:  # Pillow raises very different ones for broken files
-        reason = " ".join(str(error).split()) or type(error).__name__
+        # Not str() of the system's errors: that repeats the name.
+        said = (isinstance(error, OSError) and error.strerror) or str(error)
+        reason = " ".join(said.split())[:_REASON] or type(error).__name__
         raise ValueError(f"{where} cannot be read: {reason}") from error
 
 

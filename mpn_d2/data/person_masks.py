@@ -13,6 +13,12 @@ import torch
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, PolygonMasks
 
+from mpn_d2.data.outlines import drawable, outline_length
+
+# Outline of a person, in (width + height) of the image, beyond which a mask is kept as a bitmap:
+# the mask head enlarges a small box to its grid, outline and all.
+_MOST_ENLARGED = 10
+
 
 def valid_polygons(segmentation: object) -> list[np.ndarray]:
     """The polygons of a COCO `segmentation` with three points or more, each (n, 2) x, y."""
@@ -46,7 +52,7 @@ def union_mask(
         (H, W) uint8 of 0 and 1 at `out_size`.
 
     Raises:
-        ValueError: an RLE mask has another size than the image.
+        ValueError: an RLE mask has another size than the image, or polygons are too long to draw.
     """
     transforms = T.NoOpTransform() if transforms is None else transforms
     out_size = size if out_size is None else out_size
@@ -63,8 +69,11 @@ def union_mask(
         mask |= transforms.apply_segmentation(decoded)
     if polygons:
         # Not `apply_polygons`: for crops that needs shapely, and drawing clips anyway.
-        moved = [transforms.apply_coords(p).reshape(-1).tolist() for p in polygons]
-        mask |= mask_util.decode(mask_util.merge(mask_util.frPyObjects(moved, *out_size)))
+        moved = drawable([transforms.apply_coords(p) for p in polygons], out_size)
+        corners = [p.reshape(-1).tolist() for p in moved]
+        # pycocotools takes an empty list for no mask of any size.
+        if corners:
+            mask |= mask_util.decode(mask_util.merge(mask_util.frPyObjects(corners, *out_size)))
     return mask
 
 
@@ -80,19 +89,22 @@ def instance_masks(
         annotations, size, transforms, out_size: as `union_mask`'s.
 
     Returns:
-        P masks at `out_size`: polygons, which are small, or bitmaps where anybody has an RLE; and
-        (P,) bool, who has a mask. The others' are empty.
+        P masks at `out_size`: polygons, which are small, or bitmaps where anybody has an RLE or a
+        very long outline; and (P,) bool, who has a mask. The others' are empty.
 
     Raises:
         ValueError: as `union_mask`.
     """
     known = torch.tensor([has_mask(a) for a in annotations], dtype=torch.bool)
-    if any(isinstance(a.get("segmentation"), dict) for a in annotations):
+    polygons = [valid_polygons(a.get("segmentation")) for a in annotations]
+    moved = [drawable([transforms.apply_coords(p) for p in ps], out_size) for ps in polygons]
+    longest = max((sum(map(outline_length, person)) for person in moved), default=0)
+    if longest > _MOST_ENLARGED * sum(out_size) or any(
+        isinstance(a.get("segmentation"), dict) for a in annotations
+    ):
         maps = [union_mask([a], size, transforms, out_size) for a in annotations]
         return BitMasks(torch.from_numpy(np.stack(maps)).bool()), known
-    polygons = [valid_polygons(a.get("segmentation")) for a in annotations]
-    moved = [[transforms.apply_coords(p).reshape(-1) for p in person] for person in polygons]
-    return PolygonMasks(moved), known
+    return PolygonMasks([[p.reshape(-1) for p in person] for person in moved]), known
 
 
 def mask_area(annotation: dict, size: tuple[int, int]) -> float | None:

@@ -13,8 +13,11 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mpn_d2.data.annotation_cache import read_json
-from mpn_d2.data.coco_file import CocoSummary, are_numbers, check_coco_file
+from mpn_d2.data.coco_checks import are_numbers, check_id
+from mpn_d2.data.coco_file import CocoSummary, check_coco_file
 from mpn_d2.data.datasets import register_people
+from mpn_d2.data.limits import FAR, TOO_FAR
+from mpn_d2.data.shown import short
 from mpn_d2.evaluation.pose_evaluator import PoseEvaluator
 from mpn_d2.structures.skeleton import Skeleton
 
@@ -165,21 +168,30 @@ def _check_row(row: object, num_keypoints: int, where: str) -> None:
         if row.get(key) is None:
             raise ValueError(f"{where} has no {key!r}")
     for key in ("image_id", "category_id"):
-        if isinstance(row[key], bool) or not isinstance(row[key], int | float | str):
-            raise ValueError(f"{where} has {key} {row[key]!r}: a number or a text is needed")
+        check_id(row[key], key, where)
     for key in ("score", "pose_score"):
         if key in row and not are_numbers([row[key]]):
-            raise ValueError(f"{where} has {key} {row[key]!r}: a finite number is needed")
+            raise ValueError(f"{where} has {key} {short(row[key])}: a finite number is needed")
     box, keypoints = row.get("bbox"), row.get("keypoints")
     if not box and not keypoints:
         raise ValueError(f"{where} has neither 'keypoints' nor 'bbox'")
-    if box and not (are_numbers(box, 4) and min(box[2:]) >= 0):
+    if box:
+        _check_box(box, where)
+    if keypoints:
+        _check_keypoints(keypoints, num_keypoints, where)
+
+
+def _check_box(box: object, where: str) -> None:
+    if not are_numbers(box, 4) or min(box[2:]) < 0:
         raise ValueError(
-            f"{where} has bbox {box!r}: four finite numbers x, y, width, height are needed, no "
-            "size negative"
+            f"{where} has bbox {short(box)}: four finite numbers x, y, width, height are needed, "
+            "no size negative"
         )
-    if not keypoints:
-        return
+    if max(map(abs, box)) > FAR:
+        raise ValueError(f"{where} has bbox {short(box)}: {TOO_FAR}")
+
+
+def _check_keypoints(keypoints: object, num_keypoints: int, where: str) -> None:
     if not are_numbers(keypoints):
         raise ValueError(f"{where} has keypoints that are no list of finite numbers x, y, v, ...")
     if len(keypoints) != 3 * num_keypoints:
@@ -187,3 +199,7 @@ def _check_row(row: object, num_keypoints: int, where: str) -> None:
             f"{where} has {len(keypoints) / 3:g} keypoints, expected {num_keypoints}: give "
             "--skeleton the name or file of theirs"
         )
+    # v too: pycocotools reads none of it, but NumPy makes objects of what no float can hold.
+    far = max(keypoints, key=abs)
+    if abs(far) > FAR:
+        raise ValueError(f"{where} has a keypoint with {short(far)}: {TOO_FAR}")

@@ -9,13 +9,18 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
+from coco_faults import FAULTS, second
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 from PIL import Image
 
 from mpn_d2.data import annotation_cache, load_pose_dicts
 from mpn_d2.data.coco_file import (
     CLIPPED,
+    MISCOUNTED,
     NO_MASK_LEFT,
     OUTSIDE,
     POINTS_OUTSIDE,
@@ -75,82 +80,6 @@ def _broken(change: Callable[[dict], object]) -> dict:
     return content
 
 
-def _second(**changes: object) -> Callable[[dict], object]:
-    return lambda content: content["annotations"][1].update(changes)
-
-
-def _second_without(key: str) -> Callable[[dict], object]:
-    return lambda content: content["annotations"][1].pop(key)
-
-
-def _image(**changes: object) -> Callable[[dict], object]:
-    return lambda content: content["images"][1].update(changes)
-
-
-def _image_without(key: str) -> Callable[[dict], object]:
-    return lambda content: content["images"][1].pop(key)
-
-
-# What is wrong: how the file is changed, and what the message must say after its name.
-FAULTS = {
-    "annotation twice": (_second(id=11), r"annotation 11 of image 1 is there twice"),
-    "no id": (_second_without("id"), r"annotation number 2 of image 1 has no 'id'"),
-    "no bbox": (_second_without("bbox"), r"annotation 12 of image 1 has no 'bbox': add"),
-    "three numbers": (_second(bbox=[1, 2, 3]), r"annotation 12 .* bbox \[1, 2, 3\]: give four"),
-    "NaN": (_second(bbox=[1, 2, 3, float("nan")]), r"annotation 12 .*bbox .*nan\]: give .*finite"),
-    "infinite": (_second(bbox=[1, 2, float("inf"), 4]), r"annotation 12 .*bbox .*inf"),
-    "negative": (_second(bbox=[1, 2, -3, 4]), r"annotation 12 .*bbox \[1, 2, -3, 4\].*negative"),
-    "unknown category": (_second(category_id=9), r"annotation 12 .*category_id 9, .*use one of 1$"),
-    "no category": (_second_without("category_id"), r"annotation 12 .* has no 'category_id'"),
-    "no image": (_second_without("image_id"), r"annotation 12 .* has no 'image_id'"),
-    "two lengths": (_second(keypoints=[1, 1, 2] * 14), r"annotation 12 .* 14 keypoints, .* 17"),
-    "no triples": (_second(keypoints=[1, 1, 2, 4]), r"annotation 12 .* finite numbers x, y, v"),
-    "null joint": (_second(keypoints=[None, 1, 2] * K), r"annotation 12 .* finite numbers x, y, v"),
-    "flat polygon": (_second(segmentation=[1, 1, 9, 1, 9, 9]), r"annotation 12 .*no list of poly"),
-    "no categories": (lambda c: c.pop("categories"), r" has no categories: add"),
-    "unnamed": (lambda c: c["categories"][0].pop("name"), r"a category has no 'id' or no 'name'"),
-    "letters in a mask": (_second(segmentation=[[1, 1, 9, 1, 9, "9"]]), r"annotation 12 .*polygon"),
-    "RLE of another size": (
-        _second(segmentation={"size": [30, 20], "counts": [600]}),
-        r"annotation 12 .*RLE mask of size \[30, 20\] .* image of \[20, 30\]",
-    ),
-    "RLE without counts": (_second(segmentation={"size": [20, 30]}), r"annotation 12 .*'counts'"),
-    "visibility 3": (_second(keypoints=[4, 5, 3] * K), r"annotation 12 .*with v 3: give 0"),
-    "crowding": (_image(crowdIndex=33), r"image 2 has crowdIndex 33: it lies from 0 to 1"),
-    "no list": (lambda c: c.update(annotations=None), r"'annotations' is no list"),
-    "image twice": (_image(id=1), r"image 1 is there twice"),
-    "no image id": (_image_without("id"), r"image number 2 has no 'id'"),
-    "no width": (_image_without("width"), r"image 2 has no 'width'"),
-    "no height": (_image_without("height"), r"image 2 has no 'height'"),
-    "no file name": (_image_without("file_name"), r"image 2 has no 'file_name'"),
-    "box far away": (_second(bbox=[1, 2, 2e5, 4]), r"annotation 12 .*bbox .*: it must lie within"),
-    "polygon far away": (
-        _second(segmentation=[[1, 1, 9, 1, 9, -1e9]]),
-        r"annotation 12 .*polygon .*: it must lie within 100,000 pixels: give the pixels of its im",
-    ),
-    "beyond floats": (_second(bbox=[1, 2, 10**400, 4]), r"annotation 12 .*give four finite"),
-    "area": (_second(area=float("nan")), r"annotation 12 .*area nan: give square pixels"),
-    "negative area": (_second(area=-1), r"annotation 12 .*area -1: give square pixels"),
-    "text for area": (_second(area="40"), r"annotation 12 .*area '40': give square pixels"),
-    "crowd of two": (_second(iscrowd=2), r"annotation 12 .*iscrowd 2: give 0 .* or 1"),
-    "keypoints 0": (_second(keypoints=0), r"annotation 12 .*keypoints that are no list"),
-    "RLE runs too long": (
-        _second(segmentation={"size": [20, 30], "counts": [300, 301]}),
-        r"annotation 12 .*counts are not .* 20 x 30 pixels: encode it anew",
-    ),
-    "RLE runs of nothing": (
-        _second(segmentation={"size": [20, 30], "counts": [None]}),
-        r"annotation 12 .*counts are not .*: encode it anew",
-    ),
-    "list for an id": (_second(id=[12]), r"annotation \[12\] .*has id \[12\]: a number or a text"),
-    "list for an image": (_second(image_id=[1]), r"annotation 12 .*image_id \[1\]: a number or a"),
-    "list for a category": (_second(category_id=[1]), r"annotation 12 .*category_id \[1\]: a num"),
-    "image ids of two kinds": (_image(id="2"), r"image ids are texts, others numbers: give all"),
-    "number for a file name": (_image(file_name=2), r"image 2 has file_name 2: a text is needed"),
-    "no size": (_image(width=0), r"image 2 has width and height \[0, 20\]"),
-}
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_are_named_in_one_line_by_every_reader(register_coco: Callable, fault: str) -> None:
     change, message = FAULTS[fault]
@@ -160,6 +89,79 @@ def test_faults_are_named_in_one_line_by_every_reader(register_coco: Callable, f
         with pytest.raises(ValueError, match=message) as info:
             read(name)
         assert file in str(info.value) and "\n" not in str(info.value), reader
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 30), (333, 500), (2000, 7)])
+def test_right_rle_passes(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Compressed ones are read as pycocotools writes them."""
+    rng = np.random.default_rng(0)
+    noise = rng.random(size) < 0.5
+    blot = np.zeros(size, bool)
+    blot[size[0] // 3 :, size[1] // 4 : size[1] // 2 + 1] = True
+    for mask in (noise, blot, ~blot, np.zeros(size, bool), np.ones(size, bool)):
+        rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+        content = _content(
+            _annotation(1, segmentation={"size": list(size), "counts": rle["counts"].decode()})
+        )
+        content["images"][0].update(height=size[0], width=size[1])
+        (tmp_path / "rle.json").write_text(json.dumps(content))
+        assert check_coco_file(tmp_path / "rle.json").people == 1
+        (tmp_path / "rle.json").unlink()
+
+
+def test_contradicting_counts_and_sizes_are_corrected_in_the_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others than that are CrowdPose's: files of theirs are read as they are."""
+    monkeypatch.setenv("MPN_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "people.json"
+    summary = _noted(_annotation(1, num_keypoints=5), _annotation(2), file=file)
+    assert summary.file == str(file) and summary.notes == {}
+    none = [0] * 3 * K
+    summary = _noted(
+        _annotation(1, num_keypoints=0),
+        _annotation(2, num_keypoints=7, keypoints=none),
+        _annotation(3, num_keypoints=0, keypoints=none),
+        file=file,
+    )
+    assert summary.notes == {MISCOUNTED: (2, "annotation 1 of image 1")}
+    people = json.loads(Path(summary.file).read_text())["annotations"]
+    assert [a["num_keypoints"] for a in people] == [3, 0, 0]
+    content = _content()
+    content["images"][1].update(width=30.0)
+    file.write_text(json.dumps(content))
+    assert '"width": 30}' in Path(check_coco_file(file).file).read_text()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_other_encodings_are_refused(register_coco: Callable, encoding: str) -> None:
+    """json takes them, but pycocotools, which reads the file again, does not."""
+    name = register_coco(_content())
+    file = Path(MetadataCatalog.get(name).json_file)
+    file.write_text(json.dumps(_content()), encoding=encoding)
+    for read in READERS.values():
+        with pytest.raises(ValueError, match=rf"{file.name} is JSON in utf-\S+: save it as UTF-8"):
+            read(name)
+
+
+def test_names_of_what_detectron2_converts_lose_their_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It writes whole paths, of datasets of dicts; their images are not read by them."""
+    monkeypatch.setenv("MPN_CACHE", str(tmp_path / "cache"))
+    image = {"file_name": "/photos/1.jpg", "height": 20, "width": 30, "image_id": 1}
+    person = {"bbox": [1, 1, 8, 9], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
+    record = {**image, "annotations": [{**person, "keypoints": [4, 5, 2] * K}]}
+    DatasetCatalog.register("mpn_file_test_paths", lambda: [record])
+    try:
+        MetadataCatalog.get("mpn_file_test_paths").thing_classes = ["person"]
+        evaluator = PoseEvaluator(
+            "mpn_file_test_paths", tasks=("bbox",), sigmas=COCO.sigmas, output_dir=str(tmp_path)
+        )
+    finally:
+        DatasetCatalog.remove("mpn_file_test_paths")
+        MetadataCatalog.remove("mpn_file_test_paths")
+    assert evaluator.truth.imgs[1]["file_name"] == "1.jpg"
 
 
 def test_keypoints_must_be_the_skeletons(register_coco: Callable) -> None:
@@ -331,7 +333,7 @@ def test_a_file_is_read_once_until_it_changes(
     assert check_coco_file(file).person_id == check_coco_file(str(file)).person_id == 1
     assert len(reads) == 1
     status = os.stat(file)
-    file.write_text(json.dumps(_broken(_second(id=11))))
+    file.write_text(json.dumps(_broken(second(id=11))))
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
     with pytest.raises(ValueError, match="twice"):
         check_coco_file(file)

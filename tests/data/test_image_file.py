@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,18 @@ def test_one_line_with_file_and_image(tmp_path: Path) -> None:
         read_pose_image(tmp_path / "none.png", "RGB", image_id="x")
     with pytest.raises(ValueError, match="cannot be read: .*directory"):
         read_pose_image(tmp_path, "RGB")
+
+
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    """Nobody writes into the pipe: opening it would wait for ever."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name in (str(tmp_path / "pipe.jpg"), "/dev/zero", str(tmp_path)):
+        with pytest.raises(ValueError, match=rf"^image {name} cannot be read: .*pipe or device"):
+            read_pose_image(name, "RGB")
+
+
+def test_names_are_shown_without_acting_on_the_terminal(tmp_path: Path) -> None:
+    for name in ("\x1b[31mred\x00.jpg", "\ud800.jpg", "a" * 5000, "b/" * 3000):
+        with pytest.raises((ValueError, FileNotFoundError)) as info:
+            read_pose_image(tmp_path / name, "RGB", image_id="\x1b" + "c" * 5000)
+        assert str(info.value).isprintable() and len(str(info.value)) < 1000

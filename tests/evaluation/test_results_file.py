@@ -90,6 +90,13 @@ FAULTS = {
     "image is a list": ([row(image_id=[1])], r"row 0 has image_id \[1\]"),
     "score is NaN": ([row(score=float("nan"))], "row 0 has score nan: a finite number"),
     "score is text": ([row(score="0.5")], "row 0 has score '0.5': a finite number"),
+    "score is true": ([row(score=True)], "row 0 has score True: a finite number"),
+    "pose score is true": ([row(pose_score=True)], "row 0 has pose_score True: a finite number"),
+    "id is true": ([row(image_id=True)], "row 0 has image_id True: a number or a text"),
+    "id is NaN": ([row(category_id=float("nan"))], "row 0 has category_id nan: a number or a text"),
+    "long text": ([row(score="a" * 5000)], "row 0 has score '.{50,80}': a finite number"),
+    "box far away": ([row(bbox=[1, 2, 1e308, 4])], r"row 0 has bbox .*it must lie within 100,000"),
+    "joint far away": ([row(keypoints=[10**300] * 51)], r"row 0 has a keypoint with 1.*: it must"),
     "pose score": ([row(pose_score=float("inf"))], "row 0 has pose_score inf"),
     "neither": ([row(bbox=None, keypoints=None)], "row 0 has neither 'keypoints' nor 'bbox'"),
     "keypoint is NaN": ([row(keypoints=[float("nan")] * 51)], "row 0 has keypoints that are no"),
@@ -111,6 +118,7 @@ def test_faults_are_one_line(tmp_path: Path, fault: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         read(tmp_path, content)
     assert "results.json" in str(caught.value) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
 
 
 def test_no_file(tmp_path: Path) -> None:

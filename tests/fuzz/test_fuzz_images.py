@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -102,3 +103,25 @@ def test_images_that_claim_a_size(folder, width, height, data):
 @given(content=st.binary(max_size=300))
 def test_noise(folder, content):
     assert check(folder, content) == "refused"
+
+
+@FUZZ
+@given(name=st.text(max_size=20))
+@example(name="\x1b[31m\x00")
+@example(name="a" * 5000)
+def test_names_of_files_that_are_not_there(folder, name):
+    ended = answer("images", lambda: read_pose_image(f"{folder}/none/{name}", "RGB"), str(folder),
+                   "...")  # fmt: skip
+    assert ended == "refused"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_file(folder, kind):
+    file = folder / kind
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "folder":
+        file.mkdir()
+    else:
+        file.symlink_to("/dev/zero")
+    assert answer("images", lambda: read_pose_image(file, "RGB"), str(file)) == "refused"

@@ -7,8 +7,9 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from mutations import FUZZ, JUNK, MUTATIONS, answer, mutated
+from hypothesis import example, given
+from hypothesis import strategies as st
+from mutations import COUNTS, FUZZ, JUNK, MUTATIONS, answer, mutated, summary
 
 from mpn_d2.evaluation.results_file import load_results
 from mpn_d2.structures.skeleton import get_skeleton
@@ -65,8 +66,44 @@ def test_results(folder, mutations):
     check(folder, mutated(GOOD, mutations))
 
 
+NAMES = ["image_id", "category_id", "score", "pose_score", "bbox", "keypoints"]
+
+
+@FUZZ
+@given(key=st.sampled_from(NAMES), junk=JUNK, every=st.booleans())
+@example(key="score", junk=True, every=True)
+@example(key="pose_score", junk=True, every=True)
+@example(key="score", junk="a" * 5000, every=False)
+@example(key="bbox", junk=[10**300] * 4, every=True)
+@example(key="keypoints", junk=[10**300] * 51, every=True)
+@example(key="image_id", junk=math.nan, every=False)
+def test_values_of_rows(folder, key, junk, every):
+    """Of one row, and of all: pycocotools makes arrays of them."""
+    check(folder, [{**r, key: junk} if every or not i else r for i, r in enumerate(GOOD)])
+
+
 @FUZZ
 @given(content=JUNK)
 def test_something_else_than_results(folder, content):
     ended = check(folder, content)
     assert ended == "refused" or content == []
+
+
+def test_other_ends_are_counted():
+    """A traceback, and a message that names nothing."""
+
+    def broken() -> None:
+        raise KeyError("image_id")
+
+    def unclear() -> None:
+        raise ValueError("something")
+
+    try:
+        for work, error in ((broken, KeyError), (unclear, AssertionError)):
+            with pytest.raises(error):
+                answer("a test", work, "results.json")
+        assert COUNTS["a test", "else"] == 2
+        (line,) = (line for line in summary() if line.startswith("a test: 2 mutations"))
+        assert line.endswith("2 in anything else")
+    finally:
+        del COUNTS["a test", "else"]

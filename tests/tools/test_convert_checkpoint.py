@@ -100,6 +100,26 @@ def test_mistakes_are_one_line_and_write_nothing(convert, resnet, tmp_path):
     assert code == 2 and "ends in .pth" in error
 
 
+def test_other_shapes_are_one_line(convert, resnet, tmp_path):
+    out, bad = tmp_path / "out.pth", tmp_path / "bad.pth"
+    deep = {
+        f"layer{layer}.{block}.conv{i}.weight": torch.zeros(4, 4, 3, 3)
+        for layer, count in enumerate((3, 4, 6, 3), start=1)
+        for block in range(count)
+        for i in (1, 2, 3)
+    }
+    whole = torch.load(resnet, weights_only=True)
+    for state, name, shape in (
+        (deep, "layer1.0.conv2.weight", (4, 0, 3, 3)),
+        (deep, "layer1.0.conv2.weight", (4,)),
+        (whole, "bn1.num_batches_tracked", (3,)),
+    ):
+        torch.save({**state, name: torch.zeros(shape)}, bad)
+        code, _, error = convert("--from", "timm_resnet", "--input", bad, "--output", out)
+        assert code == 2 and f"bad.pth: its {name} has the shape {shape}: " in error
+        assert error.count("\n") == 1 and not out.exists()
+
+
 def test_trust_is_asked_for(convert, tmp_path):
     state = torchvision.models.resnet18().state_dict()
     path, out = tmp_path / "with_code.pth", tmp_path / "out.pth"
