@@ -33,7 +33,7 @@ _BUILD_ERRORS = (
     ZeroDivisionError,
 )
 # Values that so many keys hold that they point to none.
-_EVERYWHERE = (0, 1, 2, -1, "", [], ())
+_EVERYWHERE: tuple[object, ...] = (0, 1, 2, -1, "", [], ())
 
 
 def build_pose_model(cfg: CfgNode) -> nn.Module:
