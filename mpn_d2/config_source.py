@@ -18,6 +18,8 @@ from fvcore.common.config import BASE_KEY
 MOST_BYTES = 1 << 20
 # Values of a file once its aliases are written out.
 MOST_VALUES = 100_000
+# Files that a config is made of: each names as many bases as it likes, which are read each time.
+MOST_FILES = 100
 
 
 def merge_config_file(cfg: CfgNode, config_file: str) -> None:
@@ -30,20 +32,24 @@ def merge_config_file(cfg: CfgNode, config_file: str) -> None:
     """
     if not os.path.exists(config_file):
         raise FileNotFoundError(f"config file {config_file} not found")
-    check_config_file(config_file)
+    check_config_file(config_file, [])
     cfg.merge_from_file(config_file, allow_unsafe=False)
 
 
-def check_config_file(config_file: str, leads_here: tuple[str, ...] = ()) -> None:
+def check_config_file(config_file: str, read: list[str], leads_here: tuple[str, ...] = ()) -> None:
     """ValueError unless the file, and those that its _BASE_ names, are plain and small.
 
     Args:
         config_file: path.
+        read: files read so far, one entry each time; added to.
         leads_here: real paths of the files whose _BASE_ led to it.
     """
     path = os.path.realpath(config_file)
     if path in leads_here:
         raise ValueError(f"{config_file}: its _BASE_ leads back to itself")
+    read.append(config_file)
+    if len(read) > MOST_FILES:
+        raise ValueError(f"{read[0]}: made of more than {MOST_FILES} files by _BASE_")
     content = _read(config_file)
     if not isinstance(content, dict):
         raise ValueError(f"{config_file}: it is not a config of KEY: VALUE lines")
@@ -51,7 +57,7 @@ def check_config_file(config_file: str, leads_here: tuple[str, ...] = ()) -> Non
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise ValueError(f"{config_file}: _BASE_ {base!r:.80} is not the path of a file")
-        check_config_file(_base_path(config_file, base), (*leads_here, path))
+        check_config_file(_base_path(config_file, base), read, (*leads_here, path))
 
 
 def _base_path(config_file: str, base: str) -> str:

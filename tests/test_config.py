@@ -176,6 +176,15 @@ def test_config_files_that_are_none(tmp_path):
         assert str(caught.value).startswith(str(file)) and "\n" not in str(caught.value)
 
 
+def test_bases_that_double_at_each_step(tmp_path):
+    (tmp_path / "0.yaml").write_text("SEED: 3\n")
+    for i in range(1, 30):
+        (tmp_path / f"{i}.yaml").write_text(f"_BASE_: [{i - 1}.yaml, {i - 1}.yaml]\n")
+    assert load_config(str(tmp_path / "4.yaml")).SEED == 3
+    with pytest.raises(ValueError, match=r"29\.yaml: made of more than 100 files by _BASE_"):
+        load_config(str(tmp_path / "29.yaml"))
+
+
 def test_command_line_wins_over_stage_and_stage_over_base(paper_config):
     options = ["SOLVER.BASE_LR", "0.5", "STAGES.PERSON.SOLVER.STEPS", "(7,)"]
     cfg = paper_config("quick/demo.yaml", options)

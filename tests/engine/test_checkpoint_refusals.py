@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import TrainerBase
+from tensor_kinds import tensors_of_other_kinds
 from torch import nn
 
 from mpn_d2.engine.checkpoint import PoseCheckpointer, read_weights
@@ -19,14 +20,7 @@ class Small(nn.Module):
         self.first = nn.Linear(2, 3)
 
 
-OTHER_KINDS = {
-    "meta": torch.zeros(3, 2, device="meta"),
-    "torch.sparse_coo": torch.zeros(3, 2).to_sparse(),
-    "torch.sparse_csr": torch.eye(3, 2).to_sparse_csr(),
-    "torch.qint8": torch.quantize_per_tensor(torch.zeros(3, 2), 0.1, 0, torch.qint8),
-    "torch.complex64": torch.zeros(3, 2, dtype=torch.complex64),
-    "NaN or infinite": torch.full((3, 2), torch.nan),
-}
+OTHER_KINDS = tensors_of_other_kinds(3, 2) | {"NaN or infinite": torch.full((3, 2), torch.nan)}
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)

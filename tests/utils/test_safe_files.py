@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from tensor_kinds import tensors_of_other_kinds
 
 from mpn_d2.utils.safe_files import (
     TRUST,
@@ -222,14 +223,7 @@ def test_keys_of_pickles():
         assert read_pickle(pickle.dumps(content, protocol=protocol)) == content
 
 
-OTHER_KINDS = {
-    "meta": torch.zeros(2, 3, device="meta"),
-    "torch.sparse_coo": torch.zeros(2, 3).to_sparse(),
-    "torch.sparse_csr": torch.eye(2, 3).to_sparse_csr(),
-    "torch.qint8": torch.quantize_per_tensor(torch.zeros(2, 3), 0.1, 0, torch.qint8),
-    "torch.complex64": torch.zeros(2, 3, dtype=torch.complex64),
-    "expanded": torch.zeros(1).expand(2, 3),
-}
+OTHER_KINDS = tensors_of_other_kinds(2, 3) | {"expanded": torch.zeros(1).expand(2, 3)}
 
 
 @pytest.mark.parametrize("kind", OTHER_KINDS)
