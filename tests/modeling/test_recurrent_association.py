@@ -176,7 +176,7 @@ def gradients(net, run):
     return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
-def test_one_chunk_is_exact_and_chunks_are_detached():
+def test_one_chunk_is_exact_and_values_go_on_through_chunks():
     torch.manual_seed(4)
     net = decoder()
     torch.nn.init.constant_(net.stop.bias, 1.0)
@@ -191,9 +191,6 @@ def test_one_chunk_is_exact_and_chunks_are_detached():
     long = gradients(net, lambda: run(100))
     for name, gradient in exact.items():
         torch.testing.assert_close(long[name], gradient)
-    # By hand: the same steps, the states cut after two.
-    cut = gradients(net, lambda: run(2))
-    assert any(not torch.allclose(cut[name], exact[name]) for name in exact)
     # Values of all steps are those of one run: the stop losses of the chunks add up.
     found = [
         sum(
@@ -203,6 +200,51 @@ def test_one_chunk_is_exact_and_chunks_are_detached():
         for n in (None, 2, 1)
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-5) == pytest.approx(found[2], rel=1e-5)
+
+
+def test_chunks_of_two_steps_by_hand():
+    """Two steps of three people, the states' values alone, the last person and a stop."""
+    net, targets, features = decoder(), people(3), torch.rand(1, 5, 6, 7)
+    torch.nn.init.constant_(net.stop.bias, 1.0)
+    for head in (net.maps1, net.maps2):
+        torch.nn.init.normal_(head.weight, std=0.5)
+    training = SequenceTraining(net, SequenceRules(most_steps=4))
+
+    def run(chunk):
+        for losses in training.chunks(lambda: features, [targets], chunk):
+            sum(losses.values()).backward()
+
+    def by_hand(cut):
+        seen = net.look(features)
+        states = [net.start(net.lstm1, seen), net.start(net.lstm2, seen)]
+        left, total = {0, 1, 2}, torch.zeros(())
+        for first, count in ((0, 2), (2, 1)):
+            if cut:
+                states = [[(h.detach(), c.detach()) for h, c in state] for state in states]
+            written = []
+            for step in (first, first + 1):
+                maps, logit, states[0] = net.write(seen, states[0], step)
+                written.append(maps[0])
+                score = logit[0].sigmoid()
+                total = total - (score if step < 3 else 1 - score).log()
+            way = min(
+                itertools.permutations(left, count),
+                key=lambda way: sum(slow(m, targets.maps[z]) for m, z in zip(written, way)),
+            )
+            left -= {*way}
+            for maps, z in zip(written, way):
+                again, states[1] = net.write_again(seen, maps[None], states[1])
+                squares = (maps - targets.maps[z]) ** 2 + (again[0] - targets.maps[z]) ** 2
+                total = total + squares.sum() / 42
+        total.backward()
+
+    found = gradients(net, lambda: run(2))
+    wanted, whole = (gradients(net, lambda cut=cut: by_hand(cut)) for cut in (True, False))
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
+    # The cut is seen in both LSTMs.
+    for name in ("lstm1.gates.0.weight", "lstm2.gates.0.weight"):
+        assert (whole[name] - wanted[name]).norm() > 0.01 * wanted[name].norm()
 
 
 def test_no_gradient_reaches_an_earlier_chunk():
@@ -267,6 +309,47 @@ def test_loss_on_the_second_lstm_alone():
     assert losses["loss_sequence_heatmap"] == 0 and losses["loss_sequence_refined"] > 0
     with pytest.raises(ValueError, match="LOSS_ON is 'lstm2'"):
         SequenceTraining(decoder(second_widths=()), SequenceRules(loss_on="lstm2"))
+
+
+def test_gradients_of_the_second_lstm_reach_the_first_through_its_maps():
+    """A loss on LSTM2 alone still teaches LSTM1: what it writes is LSTM2's input."""
+    net = decoder()
+    torch.nn.init.constant_(net.stop.bias, 1.0)
+    (losses,), _ = chunks_of(net, [people(2)], None, loss_on="lstm2", most_steps=2)
+    losses["loss_sequence_refined"].backward()
+    for name in ("maps1", "lstm1", "maps2", "lstm2"):
+        for parameter in getattr(net, name).parameters():
+            assert parameter.grad.abs().sum() > 0, name
+    # The stop head has no part in it.
+    assert net.stop.weight.grad is None
+
+
+def test_second_lstm_learns_what_a_frozen_first_does_not_write():
+    """Three people, of whom nothing but LSTM1's untrained maps tells who is next."""
+    net = decoder(loop=0, second_widths=(16, 8))
+    torch.nn.init.normal_(net.maps1.weight, std=0.5)
+    torch.nn.init.constant_(net.stop.bias, 2.0)
+    rows, columns = torch.meshgrid(torch.arange(6.0), torch.arange(7.0), indexing="ij")
+    gaps = [[(rows - 2 * k) ** 2 + (columns - 3 * z) ** 2 for k in range(K)] for z in range(3)]
+    targets = SequenceTargets(
+        torch.stack([torch.stack(of_person) for of_person in gaps]).div(-2).exp(),
+        torch.ones(1, 1, 6, 7),
+    )
+    for module in (net.lstm1, net.maps1, net.stop):
+        module.requires_grad_(False)
+    optimizer = torch.optim.Adam([*net.lstm2.parameters(), *net.maps2.parameters()], 1e-2)
+    training, features = SequenceTraining(net, SequenceRules(most_steps=3)), torch.rand(1, 5, 6, 7)
+    history = []
+    for _ in range(80):
+        (losses,) = training.chunks(lambda: features, [targets], None)
+        optimizer.zero_grad()
+        sum(losses.values()).backward()
+        optimizer.step()
+        history.append({name: value.item() for name, value in losses.items()})
+    first, last = history[0], history[-1]
+    assert last["loss_sequence_heatmap"] == pytest.approx(first["loss_sequence_heatmap"])
+    assert last["loss_sequence_refined"] < 0.1 * first["loss_sequence_refined"]
+    assert last["loss_sequence_refined"] < 0.1 * last["loss_sequence_heatmap"]
 
 
 def test_curriculum_goes_one_person_further_after_so_many_iterations():
