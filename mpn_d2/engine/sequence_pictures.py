@@ -69,7 +69,7 @@ class SequenceDrawer:
         for step, (maps, score) in enumerate(
             zip(written.maps, written.stop_scores.tolist(), strict=True)
         ):
-            spanning = image_heatmaps(maps, stride, shown).clamp(0, 1).numpy()
+            spanning = image_heatmaps(maps, stride, shown).clamp(0, 1).cpu().numpy()
             picture = self._draw(draw_heatmaps(image_rgb, spanning), poses[step : step + 1], shown)
             pictures.append(_titled(picture, f"step {step + 1}: somebody {score:.2f}"))
         if written.last_score is not None:
