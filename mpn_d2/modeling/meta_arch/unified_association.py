@@ -389,8 +389,10 @@ class RecurrentAssociation(nn.Module):
     ) -> torch.Tensor:
         """Poses with missing joints looked for in the base's maps, inside the image alone."""
         stride = self.reader.stride
-        inside = (..., *(slice(-(-side // stride)) for side in size))
-        filled = fill_missing_joints(poses, heatmaps[inside], tags[inside], stride)
+        rows, columns = (slice(-(-side // stride)) for side in size)
+        filled = fill_missing_joints(
+            poses, heatmaps[..., rows, columns], tags[..., rows, columns], stride
+        )
         limits = filled.new_tensor([size[1], size[0]])
         filled[..., :2] = torch.minimum(filled[..., :2], limits)
         return filled
