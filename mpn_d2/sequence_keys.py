@@ -138,10 +138,14 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.MODEL.SEQUENCE.TAU = 0.015
     # Place below a cell: quarter (shift towards the higher neighbour) [AE] | parabola [ours].
     cfg.MODEL.SEQUENCE.SUBCELL = "quarter"
-    # Score of a pose: joints (mean of the found ones' maxima) [AE] | stop (stop score) | product.
+    # Score of a pose: joints (mean of the found ones' maxima) [inferred] | stop (stop score) |
+    # product.
     cfg.MODEL.SEQUENCE.SCORE = "joints"
     # Missing joints are looked for by the person's mean tag (networks with tags). [AE: True]
     cfg.TEST.REFINE = False
-    # The heatmaps for that, and for grouping by tags, are means over scales 0.5, 1, 2 and flip.
+    # The heatmaps for that, and for grouping by tags, are means of image and mirror image, and
+    # joints have the tags of both. [AE: True]
+    cfg.TEST.FLIP = False
+    # The same over scales 0.5, 1, 2 and flip, with the tags of scale 1.
     # [AE: both were run]
     cfg.TEST.MULTISCALE = False

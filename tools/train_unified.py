@@ -68,6 +68,11 @@ ROWS = {
     "rules_b_b": ["MODEL.SEQUENCE.RULE_UNDER", "b", "MODEL.SEQUENCE.RULE_OVER", "b"],
     "T_1": ["MODEL.SEQUENCE.T", "1"],
     "T_4": ["MODEL.SEQUENCE.T", "4"],
+    # The paper's figure 6: AP by the least stop score that trains (and writes).
+    **{
+        f"omega_{omega}": ["MODEL.SEQUENCE.OMEGA", omega, "MODEL.SEQUENCE.OMEGA_TEST", omega]
+        for omega in ("0.1", "0.2", "0.35", "0.5")
+    },
     # What is ours, left out: the curriculum, and the decoder that looks at the base's heatmaps.
     "all_at_once": ["MODEL.SEQUENCE.CURRICULUM", "0"],
     "writes_maps": [

@@ -2,7 +2,8 @@
 
 Newell, Huang, Deng, NIPS 2017, section 3.3, with the constants of its code
 (princeton-vl/pose-ae-train); spec of unified association, section 7. Letters: K keypoint types,
-C candidates, P people, H x W cells.
+C candidates, P people, H x W cells, V views (the image, and its mirror image where asked for): a
+joint has as many tags.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _TAG_WEIGHT = 100.0
 @dataclass
 class _Person:
     joints: dict[int, int] = field(default_factory=dict)
-    tags: list[float] = field(default_factory=list)
+    tags: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass
@@ -36,7 +37,7 @@ class TaggedPeaks:
     Attributes:
         types, rows, columns: (C,) int64.
         scores: (C,) values of the heatmaps.
-        tags: (C,).
+        tags: (C, V).
     """
 
     types: torch.Tensor
@@ -58,7 +59,8 @@ def find_peaks(
     """Maxima of their 3 x 3 cells above a threshold, of each type the highest first.
 
     Args:
-        heatmaps, tags: (K, H, W).
+        heatmaps: (K, H, W).
+        tags: (K, H, W), or (V, K, H, W) of several views.
         thresh: a peak's value must exceed it.
         max_per_type: most peaks of a type.
     """
@@ -70,7 +72,8 @@ def find_peaks(
     types, rank = torch.nonzero(values > -torch.inf, as_tuple=True)
     cells = cells[types, rank]
     rows, columns = cells // heatmaps.shape[2], cells % heatmaps.shape[2]
-    return TaggedPeaks(types, rows, columns, values[types, rank], tags[types, rows, columns])
+    found = tags.view(-1, *heatmaps.shape)[:, types, rows, columns].T
+    return TaggedPeaks(types, rows, columns, values[types, rank], found)
 
 
 def group_by_tags(peaks: TaggedPeaks, order: Sequence[int], thresh: float) -> list[dict[int, int]]:
@@ -78,7 +81,8 @@ def group_by_tags(peaks: TaggedPeaks, order: Sequence[int], thresh: float) -> li
 
     The candidates of a type are matched to the people found so far by least total cost
     `100 * round(|tag - mean tag|) - score`; a pair whose tags differ by `thresh` or more, and a
-    candidate without a person, begins a new one.
+    candidate without a person, begins a new one. Tags of several views differ by the root of the
+    mean of their squared differences.
 
     Args:
         peaks: of one image.
@@ -89,7 +93,7 @@ def group_by_tags(peaks: TaggedPeaks, order: Sequence[int], thresh: float) -> li
         Of each person, in the order in which they were begun: type to index of the candidate.
     """
     types, scores = peaks.types.tolist(), peaks.scores.tolist()
-    tags = peaks.tags.double().tolist()
+    tags = peaks.tags.double().cpu().numpy()
     people: list[_Person] = []
     for joint in order:
         found = [i for i, of_type in enumerate(types) if of_type == joint]
@@ -97,8 +101,8 @@ def group_by_tags(peaks: TaggedPeaks, order: Sequence[int], thresh: float) -> li
             continue
         matched: dict[int, int] = {}
         if people:
-            means = np.array([np.mean(person.tags) for person in people])
-            gaps = np.abs(np.array([tags[i] for i in found])[:, None] - means)
+            means = np.stack([np.mean(person.tags, axis=0) for person in people])
+            gaps = np.sqrt(np.square(tags[found][:, None] - means).mean(axis=2))
             cost = _TAG_WEIGHT * np.round(gaps) - np.array([scores[i] for i in found])[:, None]
             pairs = zip(*linear_sum_assignment(cost), strict=True)
             matched = {int(row): int(one) for row, one in pairs if gaps[row, one] < thresh}
@@ -141,13 +145,14 @@ def fill_missing_joints(
 ) -> torch.Tensor:
     """Looks for each missing joint where the map is high and the tag that of the person.
 
-    The place is the argmax of `heatmap - round(|tag - the person's mean tag|)`, the score the
-    heatmap there; joints whose heatmap is not above 0 stay missing.
+    The place is the argmax of `heatmap - round(|tag - the person's mean tag|)` (the length of the
+    difference, with several views), the score the heatmap there; joints whose heatmap is not above
+    0 stay missing.
 
     Args:
         people: (P, K, 3) x, y in network-input pixels, score 0 where missing; not changed.
         heatmaps: (K, H, W), perhaps means over several views.
-        tags: (K, H, W).
+        tags: (K, H, W), or (V, K, H, W) of several views.
         stride: cell side.
 
     Returns:
@@ -157,13 +162,15 @@ def fill_missing_joints(
     count, height, width = heatmaps.shape
     all_types = torch.arange(count, device=people.device)
     limits = people.new_tensor([width - 1, height - 1]).long()
+    tags = tags.view(-1, *heatmaps.shape).float()
     for person in filled:
         has = person[:, 2] > 0
         if not has.any():
             continue
         cells = torch.minimum((person[has, :2] / stride).floor().long().clamp(min=0), limits)
-        mean = tags[all_types[has], cells[:, 1], cells[:, 0]].float().mean()
-        rated = heatmaps.float() - (tags.float() - mean).abs().round()
+        mean = tags[:, all_types[has], cells[:, 1], cells[:, 0]].mean(dim=1)
+        gaps = torch.linalg.vector_norm(tags - mean.view(-1, 1, 1, 1), dim=0)
+        rated = heatmaps.float() - gaps.round()
         best = rated.flatten(1).argmax(dim=1)
         rows, columns = best // width, best % width
         scores = heatmaps[all_types, rows, columns].float()

@@ -113,6 +113,7 @@ def _conditions(cfg: CfgNode) -> list[tuple[tuple[str, ...], bool, str]]:
         (("MODEL.RETINANET.SOFT_NMS_SIGMA",), soft, "set MODEL.RETINANET.NMS soft_gaussian"),
         (("SPEED.DTYPE",), half, "set SPEED.MODE half or fastest"),
         (("TEST.REFINE",), by_tags, f"{name} refines by REFINE.CONFIG"),
+        (("TEST.FLIP",), by_tags, f"{name} takes TTA.ENABLED and TTA.FLIP"),
         (("TEST.MULTISCALE",), by_tags, f"{name} takes TTA.ENABLED and TTA.SCALES"),
     ]
 

@@ -65,16 +65,16 @@ class SequenceDrawer:
             written, stride, shown, tau=self.model.rules.tau, subcell=self.model.subcell
         )
         everybody = self._draw(image_rgb, poses, shown)
-        pictures = [_titled(everybody, f"{len(poses)} people")]
+        pictures = [titled(everybody, f"{len(poses)} people")]
         for step, (maps, score) in enumerate(
             zip(written.maps, written.stop_scores.tolist(), strict=True)
         ):
-            spanning = image_heatmaps(maps, stride, shown).clamp(0, 1).numpy()
+            spanning = image_heatmaps(maps, stride, shown).clamp(0, 1).cpu().numpy()
             picture = self._draw(draw_heatmaps(image_rgb, spanning), poses[step : step + 1], shown)
-            pictures.append(_titled(picture, f"step {step + 1}: somebody {score:.2f}"))
+            pictures.append(titled(picture, f"step {step + 1}: somebody {score:.2f}"))
         if written.last_score is not None:
             text = f"step {len(poses) + 1}: nobody ({written.last_score:.2f})"
-            pictures.append(_titled(image_rgb // 3, text))
+            pictures.append(titled(image_rgb // 3, text))
         return contact_sheet(pictures, columns=columns)
 
     def _draw(self, picture: np.ndarray, poses: torch.Tensor, shown: tuple[int, int]) -> np.ndarray:
@@ -85,7 +85,7 @@ class SequenceDrawer:
         return draw_people(picture, found, self.skeleton, boxes=False, score_threshold=0.0)
 
 
-def _titled(picture: np.ndarray, text: str) -> np.ndarray:
+def titled(picture: np.ndarray, text: str) -> np.ndarray:
     """The picture below a line of text."""
     bar = np.full((_BAR, picture.shape[1], 3), 255, np.uint8)
     cv2.putText(bar, text, (4, _BAR - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)

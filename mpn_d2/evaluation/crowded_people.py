@@ -10,12 +10,16 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from mpn_d2.structures.oks import self_oks
 
 COUNT = "count_right"
+# A pose less like anybody than this was written of nobody. OKS.
+_OF_NOBODY = 0.1
 
 
 def check_edges(edges: Sequence[float]) -> list[float]:
@@ -59,7 +63,8 @@ def truths_by_overlap(
     """The truth once for each group of people by overlap: AP_overlap_<low>_<high>, [low, high).
 
     The last group holds 1, too. Everybody else has no keypoints there: pycocotools ignores them
-    and who is matched to them, as it does with people without annotated joints.
+    and who is matched to them, as it does with people without annotated joints. Poses that miss
+    them stay: see `ignore_poses_of_others`.
 
     Args:
         truth: annotated people.
@@ -81,6 +86,28 @@ def truths_by_overlap(
             group.createIndex()
         groups[f"AP_overlap_{low:g}_{high:g}"] = group
     return groups
+
+
+def ignore_poses_of_others(scorer: COCOeval) -> None:
+    """Poses that match nobody count only in the group of the person whom they are most like.
+
+    As pycocotools does with found people outside of its ranges of areas: how well others are found
+    must not show in a group's precision. Poses of nobody (an OKS below 0.1 with everybody) and of
+    people without joints count in all groups.
+
+    Args:
+        scorer: evaluated on one of `truths_by_overlap`, not accumulated; changed in place.
+    """
+    for entry in filter(None, scorer.evalImgs):
+        key = entry["image_id"], entry["category_id"]
+        alike = np.asarray(scorer.ious[key])
+        if not alike.size:
+            continue
+        people = scorer._gts[key]
+        others = np.array([a["ignore"] and not a["iscrowd"] and _has_joints(a) for a in people])
+        of_others = others.astype(bool)[alike.argmax(axis=1)] & (alike.max(axis=1) >= _OF_NOBODY)
+        found = len(entry["dtIds"])
+        entry["dtIgnore"] |= (entry["dtMatches"] == 0) & of_others[:found]
 
 
 def share_of_right_counts(
@@ -106,6 +133,10 @@ def share_of_right_counts(
             most = max(most, found[image_id])
         right += known <= found[image_id] <= most
     return 100 * right / len(images) if len(images) else float("nan")
+
+
+def _has_joints(annotation: dict) -> bool:
+    return any(v > 0 for v in annotation["keypoints"][2::3])
 
 
 def _is_known(annotation: dict) -> bool:

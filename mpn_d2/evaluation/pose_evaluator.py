@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from mpn_d2.data.coco_file import check_coco_file, people_only, person_class
 from mpn_d2.evaluation.crowded_people import (
     COUNT,
     check_edges,
+    ignore_poses_of_others,
     share_of_right_counts,
     truths_by_overlap,
 )
@@ -244,7 +245,7 @@ class PoseEvaluator(COCOEvaluator):
         if self._overlap_edges:
             groups = truths_by_overlap(self._coco_api, self._sigmas, self._overlap_edges)
             for name, truth in groups.items():
-                part = self._scorer("keypoints", found, img_ids, truth)
+                part = self._scorer("keypoints", found, img_ids, truth, ignore_poses_of_others)
                 figures[name] = average_precision(part)
         if self._count_score >= 0:
             figures[COUNT] = share_of_right_counts(
@@ -275,15 +276,22 @@ class PoseEvaluator(COCOEvaluator):
         )
 
     def _scorer(
-        self, task: str, results: COCO, img_ids: Sequence[int], truth: COCO | None = None
+        self,
+        task: str,
+        results: COCO,
+        img_ids: Sequence[int],
+        truth: COCO | None = None,
+        before: Callable[[COCOeval], None] | None = None,
     ) -> COCOeval:
-        """pycocotools' evaluation of `results` on these images, accumulated."""
+        """pycocotools' evaluation of `results` on these images; `before` it is accumulated."""
         with contextlib.redirect_stdout(io.StringIO()):
             scorer = COCOeval(truth or self._coco_api, results, task)
             scorer.params.imgIds = list(img_ids)
             if task == "keypoints":
                 scorer.params.kpt_oks_sigmas = self._sigmas
             scorer.evaluate()
+            if before:
+                before(scorer)
             scorer.accumulate()
         return scorer
 

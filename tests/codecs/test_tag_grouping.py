@@ -26,7 +26,8 @@ def peaks(*rows):
     """Candidates (type, score, tag)."""
     types, scores, tags = zip(*rows, strict=True)
     cells = torch.arange(len(rows))
-    return TaggedPeaks(torch.tensor(types), cells, cells, torch.tensor(scores), torch.tensor(tags))
+    tags = torch.tensor(tags)[:, None]
+    return TaggedPeaks(torch.tensor(types), cells, cells, torch.tensor(scores), tags)
 
 
 def test_order_is_head_and_torso_first():
@@ -86,7 +87,7 @@ def test_every_type_is_matched_at_least_cost():
         rows += [(1, scores[i], tags[i]) for i in range(first, first + second)]
         found = peaks(*rows)
         # As the tensors hold them.
-        tags, scores = found.tags.double().numpy(), found.scores.double().numpy()
+        tags, scores = found.tags[:, 0].double().numpy(), found.scores.double().numpy()
         gaps = np.abs(tags[first:, None] - tags[None, :first])
         way = cheapest(gaps, scores[first:])
         if way is None:
@@ -107,7 +108,9 @@ def test_peaks_of_a_map():
     found = find_peaks(maps, tags, 0.1, 30)
     assert found.types.tolist() == [0, 0]
     assert found.rows.tolist() == [3, 1] and found.columns.tolist() == [4, 1]
-    assert found.tags.tolist() == [19.0, 6.0]
+    assert found.tags.tolist() == [[19.0], [6.0]]
+    two = find_peaks(maps, torch.stack([tags, -tags]), 0.1, 30)
+    assert two.tags.tolist() == [[19.0, -19.0], [6.0, -6.0]]
     assert find_peaks(maps, tags, 0.1, 1).rows.tolist() == [3]
 
 
@@ -142,6 +145,29 @@ def test_clean_maps_of_two_people_come_back():
     # Nothing above 0: it stays missing; and who has no joint has no tag.
     assert torch.equal(fill_missing_joints(missing, maps * 0 - 1, tags, 4), missing)
     assert torch.equal(fill_missing_joints(missing * 0, maps, tags, 4), missing * 0)
+
+
+def test_tags_of_two_views():
+    """By hand: the root of the mean of squares groups, the length of the difference fills."""
+    # 0.9 and 1.05 apart: 0.978 on the average, less than 1; 0.9 and 1.1: 1.005.
+    types, scores = torch.tensor([0, 1, 1]), torch.tensor([0.9, 0.8, 0.7])
+    tags = torch.tensor([[0.0, 5.0], [0.9, 6.05], [-0.9, 3.9]])
+    cells = torch.zeros(3, dtype=torch.long)
+    groups = group_by_tags(TaggedPeaks(types, cells, cells, scores, tags), [0, 1], 1.0)
+    assert groups == [{0: 0, 1: 1}, {1: 2}]
+    # Joint 1 of who has tags (2, 4): the higher cell is (0.4, 0.4) away, a length of 0.57 that
+    # rounds to 1; 0.4 alone would be none.
+    maps, tags = torch.zeros(2, 3, 4), torch.zeros(2, 2, 3, 4)
+    people = torch.zeros(1, 2, 3)
+    people[0, 0] = torch.tensor([6.0, 6.0, 0.9])
+    tags[:, 0, 1, 1] = torch.tensor([2.0, 4.0])
+    tags[:, 1] = 9.0
+    maps[1, 0, 3], tags[:, 1, 0, 3] = 0.9, torch.tensor([2.4, 4.4])
+    maps[1, 2, 0], tags[:, 1, 2, 0] = 0.3, torch.tensor([2.3, 4.3])
+    filled = fill_missing_joints(people, maps, tags, 4)[0, 1]
+    assert (filled[:2] / 4).floor().tolist() == [0.0, 2.0] and filled[2] == pytest.approx(0.3)
+    filled = fill_missing_joints(people, maps, tags[0], 4)[0, 1]
+    assert (filled[:2] / 4).floor().tolist() == [3.0, 0.0] and filled[2] == pytest.approx(0.9)
 
 
 def test_quarter_shift_looks_at_the_neighbours():

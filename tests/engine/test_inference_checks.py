@@ -42,6 +42,7 @@ POSES = ["TTA.FUSION", "poses", "OKS_NMS.MODE", "hard"]
         (["MODEL.RETINANET.SOFT_NMS_SIGMA", "0.3"], "SOFT_NMS_SIGMA: .*NMS soft_gaussian"),
         (["SPEED.DTYPE", "bfloat16"], "SPEED.DTYPE: .*SPEED.MODE half or fastest"),
         (["TEST.REFINE", "True"], "TEST.REFINE: .*MultiPoseNet refines by REFINE.CONFIG"),
+        (["TEST.FLIP", "True"], "TEST.FLIP: .*takes TTA.ENABLED and TTA.FLIP"),
         (["TEST.MULTISCALE", "True"], "TEST.MULTISCALE: .*takes TTA.ENABLED and TTA.SCALES"),
     ],
 )

@@ -177,6 +177,40 @@ def test_evaluator_tells_ap_by_overlap(register_coco):
     assert figures["AP_overlap_0_0.2"] == 0 and figures["AP_overlap_0.2_1"] == pytest.approx(100)
 
 
+@pytest.mark.parametrize("shift", [0, 2, 4, 8])
+def test_how_well_others_are_found_does_not_count(register_coco, shift):
+    """Two people close to each other, exact, and ten alone whose joints are `shift` pixels off."""
+    close = [person(1, 1, 50, 50), person(2, 1, 54, 51)]
+    lone = [person(10 + i, 2 + i, 50, 50) for i in range(10)]
+    name = register_coco(content([*close, *lone], images=11), **SKELETON.to_metadata())
+
+    def evaluate(of_group, of_others, more=()):
+        evaluator = PoseEvaluator(
+            name, tasks=["keypoints"], sigmas=SKELETON.sigmas, overlap_edges=[0.3]
+        )
+        for image in range(1, 12):
+            found = found_people([p for p in (*more, *close, *lone) if p["image_id"] == image])
+            found.pred_keypoints[..., 0] += of_group if image == 1 else of_others
+            # The others are surer.
+            found.scores = found.pose_scores = found.scores + (0.05 if image > 1 else 0)
+            evaluator.process([{"image_id": image}], [{"instances": found}])
+        figures = evaluator.evaluate()["keypoints"]
+        return figures["AP_overlap_0_0.3"], figures["AP_overlap_0.3_1"]
+
+    lonely, together = evaluate(0, shift)
+    assert together == pytest.approx(100)
+    assert (lonely < 95) if shift > 1 else (lonely == pytest.approx(100))
+    lonely, together = evaluate(shift, 0)
+    assert lonely == pytest.approx(100)
+    assert (together < 95) if shift > 1 else (together == pytest.approx(100))
+    # Somebody twice counts against her group alone, a pose of nobody against both.
+    twice = [person(30 + i, 2 + i, 54, 50) for i in range(10)]
+    lonely, together = evaluate(0, 0, twice)
+    assert lonely < 95 and together == pytest.approx(100)
+    lonely, together = evaluate(0, 0, [person(30 + i, 2 + i, 300, 200) for i in range(10)])
+    assert lonely < 95 and together < 95
+
+
 @pytest.mark.parametrize("layout", ["authors", "mmpose"])
 def test_ochuman_is_evaluated_from_its_files(mpn_data, tmp_path, monkeypatch, layout):
     source = mpn_data / "formats" / "ochuman"

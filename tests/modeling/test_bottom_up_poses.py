@@ -7,9 +7,11 @@ import torch.nn.functional as F
 
 from mpn_d2.modeling.heads.bottom_up_features import BottomUpMaps
 from mpn_d2.modeling.meta_arch.bottom_up_poses import (
+    SCALES,
     instances_of_poses,
-    mean_heatmaps,
+    look_again,
     mean_of_joints,
+    view_scales,
 )
 
 
@@ -26,9 +28,11 @@ def test_views_of_a_ramp_lie_on_each_other():
         maps = F.avg_pool2d(view, 4)
         return BottomUpMaps(maps, maps, None)
 
-    base = look(images).heatmaps
+    seen = look(images)
+    base = seen.heatmaps
     sizes.clear()
-    found = mean_heatmaps(look, images, base, 32, [0, 1, 3, 2])
+    found, tags = look_again(look, images, seen, 32, [0, 1, 3, 2], SCALES)
+    assert tags is None
     # Itself is not looked at again; everything else is, mirrored, too.
     assert sorted(sizes) == sorted([(64, 96), *[(32, 64)] * 2, *[(128, 192)] * 2])
     # Half of the views of types 2 and 3 are those of the other.
@@ -37,6 +41,29 @@ def test_views_of_a_ramp_lie_on_each_other():
     # Borders apart, where resizing repeats the last cells.
     inner = (..., slice(3, -3), slice(3, -3))
     torch.testing.assert_close(found[inner], wanted[inner], atol=0.05, rtol=0)
+
+
+def test_tags_of_image_and_mirror_image_stay_two():
+    images = torch.rand(2, 3, 32, 64)
+
+    def look(view):
+        # Its tags tell left from right of the network's input.
+        ramp = torch.arange(view.shape[-1] // 4.0).expand(2, 3, view.shape[-2] // 4, -1)
+        maps = F.avg_pool2d(view, 4)
+        return BottomUpMaps(maps, maps, 100 * maps + ramp)
+
+    seen, order = look(images), [0, 2, 1]
+    alone, tags = look_again(
+        look, images, seen, 32, order, view_scales(flip=False, multiscale=False)
+    )
+    assert torch.equal(alone, seen.heatmaps) and torch.equal(tags, seen.tags[:, None])
+    both, tags = look_again(look, images, seen, 32, order, view_scales(flip=True, multiscale=False))
+    ramp = torch.arange(16.0)
+    torch.testing.assert_close(both, (seen.heatmaps + seen.heatmaps[:, order]) / 2)
+    torch.testing.assert_close(tags[:, 0], 100 * seen.heatmaps + ramp)
+    torch.testing.assert_close(tags[:, 1], 100 * seen.heatmaps[:, order] + ramp.flip(0))
+    _, several = look_again(look, images, seen, 32, order, view_scales(flip=False, multiscale=True))
+    assert torch.equal(several, tags)
 
 
 def test_poses_get_boxes_and_the_best_comes_first():

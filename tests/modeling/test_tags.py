@@ -145,6 +145,8 @@ def test_it_learns_two_people(paper_config):
     options = [*TINY, "MODEL.HOURGLASS.STACKS", "1", "MODEL.HOURGLASS.ORDER", "2"]
     options += ["MODEL.HOURGLASS.WIDTH", "16", "MODEL.TAGS.PULL_WEIGHT", "0.1"]
     options += ["MODEL.TAGS.PUSH_WEIGHT", "2.0", "MODEL.LOSS.KEYPOINT_WEIGHT", "50.0"]
+    # It never saw the mirror image.
+    options += ["TEST.FLIP", "False"]
     model = build_model(paper_config("UnifiedAssociation/AE.yaml", options))
     x = an_image()
     truth = x["instances"].gt_keypoints.tensor
@@ -169,12 +171,28 @@ def test_multiscale_and_refinement_run_on_odd_sizes(paper_config):
         "UnifiedAssociation/AE_multiscale.yaml", [*TINY, "MODEL.PEAKS.THRESH", "0.0"]
     )
     net = build_model(cfg).eval()
-    assert net.multiscale and net.refine
+    assert net.scales == (1.0, 0.5, 2.0) and net.refine
     for x, result in zip((an_image(50, 70), an_image(64, 64)), net([an_image(50, 70), an_image()])):
         people = result["instances"]
         assert people.image_size == tuple(x["image"].shape[1:])
         assert len(people) and people.pred_boxes.nonempty().all()
         assert ((people.pred_keypoints[..., 2] >= 0) & (people.pred_keypoints[..., 2] <= 1)).all()
+
+
+def test_who_was_filled_up_does_not_outrank_whom_she_was_filled_from():
+    """One whole person and one stray peak with a higher value and another tag."""
+    maps, tags = torch.zeros(1, K, 16, 16), torch.full((1, K, 16, 16), 3.0)
+    for joint in range(K):
+        maps[0, joint, 2 + joint % 8, 3 + joint // 8] = 0.6
+    maps[0, 9, 14, 14], tags[0, 9, 14, 14] = 0.9, 4.2
+    ((people, scores),) = head().inference(maps, tags, [(64, 64)], fill=True)
+    assert len(people) == 2 and (people[..., 2] > 0).all()
+    whole, stray = scores.max(), scores.min()
+    # Means over all joints of what was grouped: 17 of 0.6; one of 0.9.
+    torch.testing.assert_close(torch.stack([whole, stray]), torch.tensor([0.6, 0.9 / K]))
+    assert people[scores.argmin(), 9, 2] == pytest.approx(0.9)
+    ((_, plain),) = head().inference(maps, tags, [(64, 64)], fill=False)
+    torch.testing.assert_close(plain, scores)
 
 
 def test_other_parts_and_backbones_are_refused(paper_config):

@@ -1,10 +1,11 @@
-"""tools/train_unified.py and tools/draw_sequence.py: figures side by side, tables, pictures."""
+"""tools/train_unified.py, draw_sequence.py, draw_side_by_side.py: figures, tables, pictures."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from detectron2.modeling import build_model
 from PIL import Image
@@ -22,6 +23,7 @@ TINY += ["SOLVER.AMP.ENABLED", "False", "MODEL.PRN.NODES", "8"]
 
 
 tool, picture_tool = load_tool("train_unified"), load_tool("draw_sequence")
+beside_tool = load_tool("draw_side_by_side")
 
 
 @pytest.fixture()
@@ -80,12 +82,33 @@ def test_systems_and_rows_stand_side_by_side_and_steps_are_drawn(tmp_path, base,
     width, height = Image.open(output).size
     assert abs(width - 2 * 240) < 60 and height == 2 * 260
 
+    # With and without people, and another system, on two images.
+    quick = ["UnifiedAssociation/quick_crowd.yaml", str(weights)]
+    output = tmp_path / "drawn" / "beside.png"
+    arguments = ["--output", str(output), "--score-threshold", "0"]
+    arguments += ["--input", *(str(images / f"00000{i}.png") for i in (1, 2))]
+    arguments += ["--network", "decoder", *quick, "--network", "base", "quick/drawn_v1.yaml", base]
+    settings = [*TINY, "MODEL.SEQUENCE.OMEGA_TEST", "0.0", "MODEL.SEQUENCE.TAU", "0.0"]
+    beside_tool.main(beside_tool.parse_args([*arguments, "--opts", *settings]))
+    sheet = np.asarray(Image.open(output).convert("RGB"))
+    assert sheet.shape[0] == 2 * 260 and abs(sheet.shape[1] - 3 * 240) < 90
+    # The decoder drew people on the first image, in the second column of three.
+    side = sheet.shape[1] // 3
+    left, middle = sheet[30:260, :side], sheet[30:260, side : 2 * side]
+    assert (left != middle).any()
+
 
 def test_mistakes_are_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="train it .python tools/train_synthetic.py"):
         tool.main(tool.parse_args(["--runs", str(tmp_path)]))
     with pytest.raises(ValueError, match="--only T_9: choose of loop_2"):
         tool.main(tool.parse_args(["--runs", str(tmp_path), "--rows", "--only", "T_9"]))
+    beside = ["--input", str(tmp_path), "--network", "a", "quick/drawn_v1.yaml", "w.pth"]
+    with pytest.raises(ValueError, match="name a .png"):
+        beside_tool.main(beside_tool.parse_args([*beside, "--output", "sheet.jpg"]))
+    with pytest.raises(ValueError, match="--score-threshold 2.0: 0 to 1"):
+        arguments = [*beside, "--output", "s.png", "--score-threshold", "2"]
+        beside_tool.main(beside_tool.parse_args(arguments))
     sample = str(REPO / "datasets/coco_sample/val/000000160012.jpg")
     common = ["--config-file", "UnifiedAssociation/quick_crowd.yaml", "--input", sample]
     with pytest.raises(ValueError, match="name a .png"):

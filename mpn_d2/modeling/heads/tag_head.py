@@ -138,18 +138,23 @@ class AssociativeEmbeddingHead(nn.Module):
         image_sizes: list[tuple[int, int]],
         *,
         fill: bool,
-    ) -> list[torch.Tensor]:
-        """People of each image, (P, K, 3) x, y in network-input pixels, score in (0, 1].
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """People of each image: (P, K, 3) x, y in network-input pixels, score in (0, 1]; (P,).
+
+        The second is the score of the person: the mean of her grouped joints' scores, in which a
+        missing joint counts 0, before missing ones are looked for. So a stray peak that was
+        filled up with somebody's joints stays behind her. [AE]
 
         Args:
-            heatmaps, tags: (N, K, H, W) of the last stack, or means over several views.
+            heatmaps: (N, K, H, W) of the last stack, or means over several views.
+            tags: (N, K, H, W), or (N, V, K, H, W) of V views.
             image_sizes: (height, width) without padding; cells that lie wholly outside are left
                 aside, points are clipped to the image.
             fill: look for missing joints by the person's mean tag.
         """
         results = []
         for maps, tag_maps, size in zip(heatmaps, tags, image_sizes, strict=True):
-            inside = (slice(None), *(slice(-(-side // self.stride)) for side in size))
+            inside = (..., *(slice(-(-side // self.stride)) for side in size))
             maps, tag_maps = maps[inside].float(), tag_maps[inside].float()
             people = decode_tags(
                 maps,
@@ -160,9 +165,10 @@ class AssociativeEmbeddingHead(nn.Module):
                 tag_thresh=self.tag_thresh,
                 max_per_type=self.max_per_type,
             )
+            scores = people[..., 2].mean(dim=1)
             if fill:
                 people = fill_missing_joints(people, maps, tag_maps, self.stride)
             limits = people.new_tensor([size[1], size[0]])
             people[..., :2] = torch.minimum(people[..., :2], limits)
-            results.append(people)
+            results.append((people, scores))
         return results

@@ -18,8 +18,8 @@ from mpn_d2.modeling.heads.bottom_up_features import BottomUpMaps
 from mpn_d2.modeling.heads.tag_head import AssociativeEmbeddingHead
 from mpn_d2.modeling.meta_arch.bottom_up_poses import (
     instances_of_poses,
-    mean_heatmaps,
-    mean_of_joints,
+    look_again,
+    view_scales,
 )
 from mpn_d2.modeling.meta_arch.common import (
     final_size,
@@ -37,7 +37,7 @@ PART = "tags"
 class AssociativeEmbedding(nn.Module):
     """Backbone of stacked outputs and the head without weights that reads them."""
 
-    # It reads TEST.REFINE and TEST.MULTISCALE.
+    # It reads TEST.REFINE, TEST.FLIP and TEST.MULTISCALE.
     refines_by_tags = True
 
     @configurable
@@ -51,6 +51,7 @@ class AssociativeEmbedding(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         refine: bool = False,
+        flip: bool = False,
         multiscale: bool = False,
     ) -> None:
         """
@@ -61,7 +62,8 @@ class AssociativeEmbedding(nn.Module):
             flip_indices: K indices, see Skeleton.
             pixel_mean, pixel_std: one number a channel.
             refine: look for missing joints by the person's mean tag.
-            multiscale: heatmaps are means over several scales and flip.
+            flip: heatmaps are means of image and mirror image, joints have the tags of both.
+            multiscale: heatmaps are means over several scales and flip, tags as with `flip`.
         """
         super().__init__()
         if list(train_parts) != [PART]:
@@ -72,7 +74,8 @@ class AssociativeEmbedding(nn.Module):
         self.backbone, self.keypoint_head = backbone, keypoint_head
         self.train_parts = tuple(train_parts)
         self.flip_indices = tuple(flip_indices)
-        self.refine, self.multiscale = refine, multiscale
+        self.refine = refine
+        self.scales = view_scales(flip=flip, multiscale=multiscale)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
 
@@ -87,6 +90,7 @@ class AssociativeEmbedding(nn.Module):
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "refine": cfg.TEST.REFINE,
+            "flip": cfg.TEST.FLIP,
             "multiscale": cfg.TEST.MULTISCALE,
         }
 
@@ -142,21 +146,16 @@ class AssociativeEmbedding(nn.Module):
     def _group_of_one_size(self, batched_inputs: list[dict]) -> list[dict]:
         images = self.preprocess_image(batched_inputs)
         seen = self._look(images.tensor)
-        heatmaps = seen.heatmaps
-        if self.multiscale:
-            heatmaps = mean_heatmaps(
-                self._look,
-                images.tensor,
-                heatmaps,
-                self.backbone.size_divisibility,
-                self.flip_indices,
-            )
-        people = self.keypoint_head.inference(
-            heatmaps, seen.tags, images.image_sizes, fill=self.refine
+        step = self.backbone.size_divisibility
+        heatmaps, tags = look_again(
+            self._look, images.tensor, seen, step, self.flip_indices, self.scales
         )
+        people = self.keypoint_head.inference(heatmaps, tags, images.image_sizes, fill=self.refine)
         results = []
-        for x, size, poses in zip(batched_inputs, images.image_sizes, people, strict=True):
+        for x, size, (poses, scores) in zip(
+            batched_inputs, images.image_sizes, people, strict=True
+        ):
             margin = self.keypoint_head.stride
-            found = instances_of_poses(poses, mean_of_joints(poses), tuple(size), margin)
+            found = instances_of_poses(poses, scores, tuple(size), margin)
             results.append({"instances": finish_instances(found, *final_size(x))})
         return results

@@ -17,43 +17,59 @@ from mpn_d2.modeling.heads.bottom_up_features import BottomUpMaps
 SCALES = (1.0, 0.5, 2.0)
 
 
-def mean_heatmaps(
+def view_scales(*, flip: bool, multiscale: bool) -> tuple[float, ...]:
+    """Scales at which an image and its mirror image are looked at; none: the image alone."""
+    return SCALES if multiscale else SCALES[:1] if flip else ()
+
+
+def look_again(
     look: Callable[[torch.Tensor], BottomUpMaps],
     images: torch.Tensor,
-    base: torch.Tensor,
+    seen: BottomUpMaps,
     divisibility: int,
     flip_indices: Sequence[int],
-) -> torch.Tensor:
-    """Heatmaps averaged over SCALES and their mirrored views, at the base's resolution.
+    scales: Sequence[float],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Heatmaps averaged over scales and their mirrored views, at the base's resolution, and tags.
 
     Args:
         look: images (N, 3, h, w), h and w multiples of `divisibility` -> maps.
         images: (N, 3, H, W), normalised and padded.
-        base: (N, K, h, w) the heatmaps of `images` themselves.
+        seen: in `images` themselves, h x w cells.
         divisibility: of the network's inputs.
         flip_indices: K indices, see Skeleton.
+        scales: of the views, see `view_scales`; none: nothing but what was seen.
 
     Returns:
-        (N, K, h, w). Each view is the whole padded image, resized to the nearest multiples, so
-        that the maps of all cover the same ground.
+        Heatmaps (N, K, h, w). Each view is the whole padded image, resized to the nearest
+        multiples, so that the maps of all cover the same ground. Tags (N, 2, K, h, w) of scale 1
+        and its mirrored view, where the network has tags and 1 is one of the scales, otherwise
+        (N, 1, K, h, w): the two views say different numbers of a person, so they are not averaged.
+        [AE]
     """
-    size, total = base.shape[-2:], torch.zeros_like(base)
-    for scale in SCALES:
+    order = list(flip_indices)
+    size, total = seen.heatmaps.shape[-2:], torch.zeros_like(seen.heatmaps)
+    tags = None if seen.tags is None else seen.tags[:, None]
+    if not scales:
+        return seen.heatmaps, tags
+    for scale in scales:
         sides = [
             max(round(side * scale / divisibility), 1) * divisibility for side in images.shape[-2:]
         ]
-        view = images
+        view, straight = images, seen
         if scale != 1:
             view = F.interpolate(
                 images, size=sides, mode="bilinear", align_corners=False, antialias=True
             )
-        seen = base if scale == 1 else look(view).heatmaps
-        mirrored = look(view.flip(-1)).heatmaps[:, list(flip_indices)].flip(-1)
-        for maps in (seen, mirrored):
+            straight = look(view)
+        mirrored = look(view.flip(-1))
+        if scale == 1 and seen.tags is not None and mirrored.tags is not None:
+            tags = torch.stack([seen.tags, mirrored.tags[:, order].flip(-1)], dim=1)
+        for maps in (straight.heatmaps, mirrored.heatmaps[:, order].flip(-1)):
             if maps.shape[-2:] != size:
                 maps = F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
             total = total + maps
-    return total / (2 * len(SCALES))
+    return total / (2 * len(scales)), tags
 
 
 def instances_of_poses(

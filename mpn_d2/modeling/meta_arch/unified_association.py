@@ -26,7 +26,8 @@ from mpn_d2.modeling.heads.fixed_people import PeopleDecoder, build_decoder
 from mpn_d2.modeling.heads.heatmap_head import pad_and_stack
 from mpn_d2.modeling.meta_arch.bottom_up_poses import (
     instances_of_poses,
-    mean_heatmaps,
+    look_again,
+    view_scales,
 )
 from mpn_d2.modeling.meta_arch.common import (
     final_size,
@@ -61,7 +62,7 @@ class RecurrentAssociation(nn.Module):
     gives the losses of all steps at once (exact gradients).
     """
 
-    # It reads TEST.REFINE and TEST.MULTISCALE.
+    # It reads TEST.REFINE, TEST.FLIP and TEST.MULTISCALE.
     refines_by_tags = True
 
     @configurable
@@ -89,6 +90,7 @@ class RecurrentAssociation(nn.Module):
         subcell: str = "quarter",
         score: str = "joints",
         refine: bool = False,
+        flip: bool = False,
         multiscale: bool = False,
     ) -> None:
         """
@@ -111,7 +113,7 @@ class RecurrentAssociation(nn.Module):
             subcell: "quarter" or "parabola".
             score: of a pose, "joints", "stop" or "product".
             refine: missing joints are looked for by tags.
-            multiscale: in heatmaps that are means over several scales and flip.
+            flip, multiscale: in what views of the image, see `look_again`.
 
         Raises:
             ValueError: values that are not possible; names the key.
@@ -132,10 +134,10 @@ class RecurrentAssociation(nn.Module):
         steps_of_curriculum(curriculum)
         if not 0 <= omega_test <= 1:
             raise ValueError(f"MODEL.SEQUENCE.OMEGA_TEST is {omega_test}: 0 to 1 is needed")
-        if multiscale and not refine:
+        if (multiscale or flip) and not refine:
             raise ValueError(
-                "TEST.MULTISCALE is True, but the recurrent decoder looks at several scales only "
-                "to fill in missing joints: set TEST.REFINE True, too"
+                f"TEST.{'MULTISCALE' if multiscale else 'FLIP'} is True, but the recurrent decoder "
+                "takes other views only to fill in missing joints: set TEST.REFINE True, too"
             )
         self.backbone, self.keypoint_head, self.reader = backbone, keypoint_head, reader
         self.features, self.decoder = features, decoder
@@ -147,7 +149,7 @@ class RecurrentAssociation(nn.Module):
         self.sigma, self.cut, self.peak_weight = sigma, cut, peak_weight
         self.most_people, self.omega_test = most_people, omega_test
         self.subcell, self.score = subcell, score
-        self.refine, self.multiscale = refine, multiscale
+        self.refine, self.scales = refine, view_scales(flip=flip, multiscale=multiscale)
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
         if freeze_base:
@@ -215,6 +217,7 @@ class RecurrentAssociation(nn.Module):
             "subcell": keys.SUBCELL,
             "score": keys.SCORE,
             "refine": cfg.TEST.REFINE,
+            "flip": cfg.TEST.FLIP,
             "multiscale": cfg.TEST.MULTISCALE,
         }
 
@@ -362,11 +365,8 @@ class RecurrentAssociation(nn.Module):
     def _people_of_one_size(self, batched_inputs: list[dict]) -> list[dict]:
         images = self.preprocess_image(batched_inputs)
         people, seen = self.written(images.tensor)
-        heatmaps = seen.heatmaps
-        if self.refine and self.multiscale:
-            heatmaps = mean_heatmaps(
-                self.read_base, images.tensor, heatmaps, self.size_divisibility, self.flip_indices
-            )
+        look, step = self.read_base, self.size_divisibility
+        heatmaps, tags = look_again(look, images.tensor, seen, step, self.flip_indices, self.scales)
         results = []
         for i, (x, size) in enumerate(zip(batched_inputs, images.image_sizes, strict=True)):
             size = (int(size[0]), int(size[1]))
@@ -375,7 +375,7 @@ class RecurrentAssociation(nn.Module):
             )
             scores = score_people(poses, people[i].stop_scores, self.score)
             if self.refine:
-                poses = self._filled(poses, heatmaps[i], seen.tags[i], size)
+                poses = self._filled(poses, heatmaps[i], tags[i], size)
             found = instances_of_poses(poses, scores, size, self.stride)
             results.append({"instances": finish_instances(found, *final_size(x))})
         return results
@@ -389,8 +389,10 @@ class RecurrentAssociation(nn.Module):
     ) -> torch.Tensor:
         """Poses with missing joints looked for in the base's maps, inside the image alone."""
         stride = self.reader.stride
-        inside = (slice(None), *(slice(-(-side // stride)) for side in size))
-        filled = fill_missing_joints(poses, heatmaps[inside], tags[inside], stride)
+        rows, columns = (slice(-(-side // stride)) for side in size)
+        filled = fill_missing_joints(
+            poses, heatmaps[..., rows, columns], tags[..., rows, columns], stride
+        )
         limits = filled.new_tensor([size[1], size[0]])
         filled[..., :2] = torch.minimum(filled[..., :2], limits)
         return filled
