@@ -177,6 +177,17 @@ def test_multiscale_and_refinement_run_on_odd_sizes(paper_config):
         assert people.image_size == tuple(x["image"].shape[1:])
         assert len(people) and people.pred_boxes.nonempty().all()
         assert ((people.pred_keypoints[..., 2] >= 0) & (people.pred_keypoints[..., 2] <= 1)).all()
+    # One view finds others, and without filling joints are missing. Where and which:
+    # test_filled_joints.py.
+    x = an_image(50, 70)
+    several = net([x])[0]["instances"].pred_keypoints
+    net.refine = False
+    unfilled = net([x])[0]["instances"].pred_keypoints
+    assert len(several) == len(unfilled)
+    assert (several[..., 2] > 0).sum() > (unfilled[..., 2] > 0).sum()
+    net.scales = ()
+    one = net([x])[0]["instances"].pred_keypoints
+    assert one.shape != unfilled.shape or not torch.allclose(one, unfilled)
 
 
 def test_who_was_filled_up_does_not_outrank_whom_she_was_filled_from():
