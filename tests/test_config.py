@@ -201,6 +201,9 @@ def test_command_line_wins_over_stage_and_stage_over_base(paper_config):
         stage_config(cfg, "assembly", [])
     with pytest.raises(ValueError, match=r"unknown stage 'box'.*keypoint, person, assembly"):
         stage_config(cfg, "box", [])
+    # A file's ORDER: [null].
+    with pytest.raises(ValueError, match=r"unknown stage None .*STAGES\.ORDER"):
+        stage_config(cfg, None, [])
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -57,7 +57,8 @@ def stage_config(cfg: CfgNode, stage: str, options: list[str]) -> CfgNode:
     """
     if stage not in stage_names(cfg):
         raise ValueError(
-            f"unknown stage {stage!r}: this config has {', '.join(stage_names(cfg))} and all"
+            f"unknown stage {stage!r} (--stage or STAGES.ORDER): this config has "
+            f"{', '.join(stage_names(cfg))} and all"
         )
     prefix = f"STAGES.{stage.upper()}."
     staged = cfg.clone()
