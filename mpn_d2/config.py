@@ -12,6 +12,7 @@ import torch
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
+from mpn_d2.config_lists import entries_fit
 from mpn_d2.config_source import merge_config_file
 from mpn_d2.engine_keys import add_engine_keys
 from mpn_d2.inference_keys import add_inference_keys
@@ -76,9 +77,9 @@ def load_config(config_file: str, options: list[str] | None = None) -> CN:
 
 
 def check_values(cfg: CN) -> None:
-    """ValueError naming the first key that has no value and needs one.
+    """ValueError naming the first key that has no value and needs one, or whose list is wrong.
 
-    yacs takes an empty entry of a file (None) for every type.
+    yacs takes an empty entry of a file (None) for every type, and does not look into lists.
     """
     defaults = get_cfg()
     add_mpn_config(defaults)
@@ -89,6 +90,12 @@ def check_values(cfg: CN) -> None:
             default = default[name]
         if held is None and default is not None:
             raise ValueError(f"config key {key} has no value: give one (default: {default!r})")
+        if not entries_fit(held, default):
+            shown = held if len(str(held)) < 200 else f"{str(held)[:200]} ..."
+            raise ValueError(
+                f"config key {key} is {shown}: it holds entries of another type than its default "
+                f"{default!r}"
+            )
 
 
 def merge_options(cfg: CN, options: list[str]) -> None:

@@ -127,6 +127,19 @@ def test_keys_without_a_value_and_bases_in_a_circle_are_one_line(tmp_path):
     file.write_text("STAGES: {PERSON: {SOLVER: {IMS_PER_BATCH: null}}}\n")
     with pytest.raises(ValueError, match=r"config key SOLVER\.IMS_PER_BATCH has no value"):
         stage_config(load_config(str(file)), "person", [])
+    for text, key in (
+        ("SOLVER: {STEPS: [100, null]}", "SOLVER.STEPS"),
+        ("SOLVER: {STEPS: [abc]}", "SOLVER.STEPS"),
+        ("MODEL: {ANCHOR_GENERATOR: {SIZES: [[32, [null]]]}}", "MODEL.ANCHOR_GENERATOR.SIZES"),
+        ("MODEL: {RETINANET: {IN_FEATURES: [3]}}", "MODEL.RETINANET.IN_FEATURES"),
+        ("DATASETS: {TRAIN: [null]}", "DATASETS.TRAIN"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=rf"config key {key} is .* of another type"):
+            load_config(str(file))
+    file.write_text("STAGES: {PERSON: {SOLVER: {STEPS: [null]}}}\n")
+    with pytest.raises(ValueError, match=r"config key SOLVER\.STEPS is "):
+        stage_config(load_config(str(file)), "person", [])
     file.write_text("_BASE_: config.yaml\n")
     with pytest.raises(ValueError, match="its _BASE_ leads back to itself"):
         load_config(str(file))

@@ -20,6 +20,9 @@ from mpn_d2.utils.files import make_folder, write_text_atomically
 
 logger = logging.getLogger(__name__)
 
+# What the last run of this process added, by logger: the next one's messages are not its.
+_HANDLERS: list[tuple[logging.Logger, logging.Handler]] = []
+
 
 def start_run(cfg: CfgNode, args: Namespace) -> None:
     """What Detectron2's default_setup does, and more.
@@ -37,10 +40,7 @@ def start_run(cfg: CfgNode, args: Namespace) -> None:
     folder, rank = cfg.OUTPUT_DIR, comm.get_rank()
     if folder:
         _make_output_folder(folder)
-    for name in ("fvcore", "detectron2", "mpn_d2"):
-        for handler in setup_logger(folder, distributed_rank=rank, name=name).handlers:
-            if getattr(handler, "stream", None) is sys.stdout:
-                handler.addFilter(_is_for_terminal)
+    _send_messages(folder, rank)
     logger.info("Process %d of %d; environment:\n%s", rank, comm.get_world_size(),
                 collect_env_info())  # fmt: skip
     logger.info("Command line arguments: %s", args)
@@ -51,6 +51,22 @@ def start_run(cfg: CfgNode, args: Namespace) -> None:
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not getattr(args, "eval_only", False):
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def _send_messages(folder: str, rank: int) -> None:
+    """To stdout and log.txt, once: a command that trains several networks calls this for each."""
+    while _HANDLERS:
+        before, handler = _HANDLERS.pop()
+        before.removeHandler(handler)
+    # Detectron2 remembers for which folders it did so, and would not do it again.
+    setup_logger.cache_clear()
+    for name in ("fvcore", "detectron2", "mpn_d2"):
+        there = list(logging.getLogger(name).handlers)
+        for handler in setup_logger(folder, distributed_rank=rank, name=name).handlers:
+            if handler not in there:
+                _HANDLERS.append((logging.getLogger(name), handler))
+            if getattr(handler, "stream", None) is sys.stdout:
+                handler.addFilter(_is_for_terminal)
 
 
 def _make_output_folder(folder: str) -> None:

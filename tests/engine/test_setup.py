@@ -42,3 +42,15 @@ def test_config_and_messages(begin, tmp_path, capsys):
     assert "ValueError" in kept and "TypeError" in kept and kept.count("Traceback") == 2
     assert "TypeError: of ours" in shown and "ValueError" not in shown
     assert "environment" in shown and "Config:" in kept
+
+
+def test_runs_of_one_process_tell_their_own_messages_once(begin, tmp_path, capsys):
+    log = logging.getLogger("mpn_d2.test")
+    for run in ("one", "two", "one"):
+        begin(tmp_path / run)
+        log.info("message of %s", run)
+    shown = capsys.readouterr().out
+    assert shown.count("message of one") == 2 and shown.count("message of two") == 1
+    kept = [(tmp_path / run / "log.txt").read_text() for run in ("one", "two")]
+    assert [text.count("message of one") for text in kept] == [2, 0]
+    assert [text.count("message of two") for text in kept] == [0, 1]
