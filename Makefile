@@ -48,7 +48,7 @@ help:
 	@echo 'make unified    the recurrent decoder on drawn crowds, figures into docs/ (hours; ROWS=1: rows)'
 	@echo 'make docs       the documents as a site, output/site/index.html'
 	@echo 'make faults     commands are killed, lose disk, data or workers, and are repeated (an hour)'
-	@echo 'make fuzz       1,000 broken or hostile inputs of each kind (half an hour)'
+	@echo 'make fuzz       1,000 broken or hostile inputs of each kind (ten minutes)'
 	@echo 'make test       all tests, on CPU (ARGS="..." goes to pytest)'
 	@echo 'make lint       ruff: format and rules'
 	@echo 'make types      mypy over the package'

@@ -7,8 +7,8 @@
 
 The base is the network of tools/train_synthetic.py (RUNS/drawn-v1/model_final.pth, or --weights).
 Without --rows or --measure: trains the recurrent decoder (configs/UnifiedAssociation/
-quick_crowd.yaml) and associative embedding (quick_AE.yaml) on drawn-crowd-v1, an hour each on 2
-cores, and evaluates both and the base's own people on the same unseen images. Figures go to
+quick_crowd.yaml) and associative embedding (quick_AE.yaml) on drawn-crowd-v1, half an hour each
+on one core, and evaluates both and the base's own people on the same unseen images. Figures go to
 results/unified_association.json in --output, tables of docs/unified_association.md are filled. An
 interrupted run goes on where it stopped when the command is repeated. With --images or --opts all
 is a try: trainings and figures go to RUNS/try, no page changes.
