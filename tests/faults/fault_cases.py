@@ -68,6 +68,11 @@ class Case:
     at_work: Callable[[Running, Path], bool] = lambda running, folder: any(folder.rglob("*"))
 
 
+def from_the_start(running: Running, folder: Path) -> bool:
+    """Of commands that read all at once, before they write anything."""
+    return True
+
+
 def has_workers(running: Running, folder: Path) -> bool:
     return bool(running.workers())
 
@@ -131,9 +136,10 @@ def cases() -> list[Case]:
             "scores",
             (*scores, "--annotations", "{data}/people_truth.json.gz")
             + ("--curves", "{run}/out/curves", "--output", "{run}/out/scores.json"),
+            at_work=from_the_start,
         ),
-        Case("onnx", (*export, "--format", "onnx", *network)),
-        Case("torchscript", (*export, "--format", "torchscript", *network)),
+        Case("onnx", (*export, "--format", "onnx", *network), at_work=from_the_start),
+        Case("torchscript", (*export, "--format", "torchscript", *network), at_work=from_the_start),
         Case(
             "images",
             (*demo, "--input", "{data}/images", "--output", "{run}/out", "--heatmaps")

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
-# Seconds after which a command that says nothing more counts as hanging, and orphans as such:
-# workers of a loader look every five seconds whether their parent lives.
+# Seconds after which a command that says nothing more counts as hanging; orphans as such after
+# half of them: workers of a loader look every five seconds whether their parent lives, but those
+# that were just spawned import PyTorch first, which takes a while on a busy machine.
 PATIENCE = float(os.environ.get("MPN_FAULTS_PATIENCE", "240"))
 LOOK = 0.01
 
@@ -155,7 +156,7 @@ class Commands:
         Raises:
             Lost: some of them do not end; they are ended then.
         """
-        end = time.monotonic() + PATIENCE / 8
+        end = time.monotonic() + PATIENCE / 2
         while any(map(members, self._sessions)) and time.monotonic() < end:
             time.sleep(0.05)
         orphans = [pid for session in self._sessions for pid in members(session)]

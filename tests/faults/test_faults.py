@@ -45,5 +45,7 @@ def test_nothing_is_lost(scene, name, kind):
         if not NUMBER and (with_effect or failures):
             break
     assert not failures, "\n\n".join(failures)
-    # Faults that come too late say nothing.
-    assert with_effect >= max(NUMBER // 2, 1), f"{with_effect} of {NUMBER or TRIES} had an effect"
+    # Faults that come too late say nothing. Some commands read all their data in one moment, at
+    # their beginning: there the first fault alone is sure to come in time.
+    needed = 1 if kind == "data" else max(NUMBER // 2, 1)
+    assert with_effect >= needed, f"{with_effect} of {NUMBER or TRIES} had an effect"
