@@ -104,7 +104,7 @@ def test_no_config_has_keys_without_effect(paper_config):
         (
             NETWORK,
             ["ENSEMBLE.CONFIGS", "['a.yaml']", "ENSEMBLE.WEIGHTS", "[None]"],
-            r"ENSEMBLE\.WEIGHTS is \[None\]: names of files",
+            r"ENSEMBLE\.WEIGHTS is \[None\]: .* another type",
         ),
         (NETWORK, ["EVAL.TASKS", "['boxes']"], r"EVAL\.TASKS \['boxes'\]: give one or more of"),
         (NETWORK, ["EVAL.VOC_COMPETITION", "comp7"], "EVAL.VOC_COMPETITION is 'comp7': give"),
