@@ -33,6 +33,18 @@ def test_tables_of_drawn_people_show_the_results():
         assert shown.get(name) == figures, f"docs/synthetic.md has other figures for {name}"
 
 
+def test_time_of_drawn_people_and_the_repeated_run_are_the_results():
+    runs = json.loads((DOCS / "results" / "synthetic.json").read_text())["runs"]
+    again = json.loads((DOCS / "results" / "synthetic_again.json").read_text())
+    figures = [format_figure(again["metrics"][key]).strip() for key in COLUMNS]
+    text = " ".join((DOCS / "synthetic.md").read_text().split())
+    assert f"`drawn-coco-v1` took {runs['drawn-coco-v1']['seconds']:,.0f} seconds" in text
+    assert (
+        f"took {again['seconds']:,.0f} seconds and came to {figures[0]}, {figures[1]} and" in text
+    )
+    assert f"and {figures[2]} ([results/synthetic_again.json]" in text
+
+
 @pytest.mark.parametrize("page", sorted(p.name for p in DOCS.glob("*.md")))
 def test_pictures_and_files_that_pages_name_exist(page):
     text = (DOCS / page).read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -118,6 +119,20 @@ def test_commands_start_without_warnings_of_what_they_import():
     done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "FutureWarning" not in done.stderr
+
+
+@pytest.mark.parametrize("tool", sorted(p.name for p in (REPO / "tools").glob("*.py")))
+def test_tools_import_the_package_before_what_warns(tool):
+    """Detectron2 warns while it scripts functions of its own; mpn_d2/__init__.py silences that."""
+    for node in ast.parse((REPO / "tools" / tool).read_text()).body:
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        if any(name.split(".")[0] == "mpn_d2" for name in names):
+            return
+        warning = [name for name in names if name.split(".")[0] == "detectron2"]
+        # These script nothing.
+        silent = {"detectron2", "detectron2.config", "detectron2.utils.logger"}
+        assert set(warning) <= silent, f"import mpn_d2 before {warning[0]}"
 
 
 def test_builtin_coco_names_train_and_evaluate(mpn_data, tmp_path):

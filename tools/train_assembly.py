@@ -21,6 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# First: it silences what Detectron2 warns of while it is imported.
+import mpn_d2  # noqa: F401
+
+# isort: split
+
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn

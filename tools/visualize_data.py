@@ -29,6 +29,11 @@ from collections.abc import Iterator, Sequence
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+# First: it silences what Detectron2 warns of while it is imported.
+import mpn_d2  # noqa: F401
+
+# isort: split
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode

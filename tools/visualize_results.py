@@ -22,6 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+# First: it silences what Detectron2 warns of while it is imported.
+import mpn_d2  # noqa: F401
+
+# isort: split
+
 import numpy as np
 import torch
 from detectron2.structures import Boxes, BoxMode, Instances, Keypoints

@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
@@ -353,8 +352,6 @@ def _check_weights(weights: Any) -> None:
     if not weights:
         raise ValueError("it holds no tensors")
     for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor | np.ndarray):
-            raise ValueError(f"its {name!r} is a {type(value).__name__} instead of a tensor")
         check_tensor(name, value)
 
 

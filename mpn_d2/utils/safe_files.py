@@ -320,12 +320,14 @@ def read_foreign_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise ValueError(f"{where}{reason}") from error
 
 
-def check_tensor(name: str, value: torch.Tensor | np.ndarray) -> None:
+def check_tensor(name: object, value: object) -> None:
     """Raises a ValueError for what no weights are, or those of a network that has diverged.
 
     Of the kinds that `weights_only` admits only plain tensors of real, finite numbers pass, whose
     numbers all are in the file: what an expanded one takes, copied, does not show in its file.
     """
+    if not isinstance(name, str) or not isinstance(value, torch.Tensor | np.ndarray):
+        raise ValueError(f"its {name!r} is a {type(value).__name__} instead of a tensor")
     if isinstance(value, np.ndarray):
         kind = str(value.dtype) if value.dtype.kind not in "fiub" else ""
         is_finite = bool(kind) or value.dtype.kind != "f" or bool(np.isfinite(value).all())
@@ -373,8 +375,6 @@ def _named_tensors(content: Any) -> dict[str, torch.Tensor]:
     for name, value in content.items():
         if isinstance(value, np.ndarray | np.generic):
             value = torch.from_numpy(np.array(value))
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise ValueError(f"its {name!r} is a {type(value).__name__} instead of a tensor")
         check_tensor(name, value)
         tensors[name] = value
     prefixed = [name for name in tensors if name.startswith("module.")]

@@ -56,6 +56,28 @@ def test_weights_that_hold_more_than_data_need_trust(tmp_path, monkeypatch):
         assert torch.equal(value, weights[f"assembler.{name}"])
 
 
+@pytest.mark.parametrize(
+    ("broken", "line"),
+    [
+        (lambda x: x.to_sparse(), "hidden.0.weight' is a tensor of another"),
+        (lambda x: x.fill_(float("nan")), "has numbers that are NaN or infinite"),
+        (lambda x: 3, "hidden.0.weight' is a int instead of a tensor"),
+    ],
+)
+def test_weights_that_are_no_plain_finite_tensors_are_named(tmp_path, broken, line):
+    cfg = get_cfg()
+    add_mpn_config(cfg)
+    cfg.MODEL.ASSEMBLER.EVIDENCE = "prn"
+    cfg.MODEL.PRN.NODES = 2
+    weights = {f"assembler.{n}": x for n, x in build_pose_assembler(cfg).state_dict().items()}
+    name = next(n for n in weights if n.endswith("hidden.0.weight"))
+    weights[name] = broken(weights[name].clone())
+    cfg.MODEL.ASSEMBLER.WEIGHTS = str(tmp_path / "prn.pth")
+    torch.save({"model": weights}, cfg.MODEL.ASSEMBLER.WEIGHTS)
+    with pytest.raises(ValueError, match=f"prn.pth is no checkpoint: its .*{line}"):
+        build_pose_assembler(cfg)
+
+
 def test_keras_files_are_to_be_converted(tmp_path):
     cfg = get_cfg()
     add_mpn_config(cfg)

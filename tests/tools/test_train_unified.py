@@ -51,6 +51,16 @@ def run(folder: Path, base: str, *arguments: str) -> dict:
     return json.loads(file.read_text())
 
 
+def test_tag_grouping_needs_no_base(tmp_path, base, monkeypatch):
+    started = []
+    monkeypatch.setattr(tool, "row", lambda args, runs, name: started.append(name))
+    options = ["--runs", str(tmp_path / "runs"), "--images", "3", "--only"]
+    tool.main(tool.parse_args([*options, "tag_grouping"]))
+    assert started == ["tag_grouping"]
+    with pytest.raises(FileNotFoundError, match="train_synthetic"):
+        tool.main(tool.parse_args([*options, "tag_grouping", "recurrent"]))
+
+
 def test_systems_and_rows_stand_side_by_side_and_steps_are_drawn(tmp_path, base, capsys):
     page = tool.PAGE.read_text()
     found = run(tmp_path, base)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from importlib.resources import files
 
+import torch
 from detectron2.config import CfgNode
 from torch import nn
 
 from mpn_d2.modeling.weight_settings import Settings, check_settings, check_table, settings_of
-from mpn_d2.utils.safe_files import KERAS, read_torch
+from mpn_d2.utils.safe_files import KERAS, check_tensor, read_torch
 
 # Where models hold their assembler.
 PREFIX = "assembler."
@@ -40,11 +41,13 @@ def load_assembler_weights(assembler: nn.Module, name: str, cfg: CfgNode | None 
         )
     try:
         content = read_torch(path)
-        state = {
-            key.removeprefix(PREFIX): value.float() if value.is_floating_point() else value
-            for key, value in content["model"].items()
-            if key.startswith(PREFIX)
-        }
+        state = {}
+        for key, value in content["model"].items():
+            check_tensor(key, value)
+            if key.startswith(PREFIX):
+                tensor = torch.as_tensor(value)
+                tensor = tensor.float() if tensor.is_floating_point() else tensor
+                state[key.removeprefix(PREFIX)] = tensor
     except Exception as error:  # bytes that are no pickle fail in any way
         raise ValueError(
             f"MODEL.ASSEMBLER.WEIGHTS {name} is no checkpoint: {why_unreadable(error)}"
