@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from mpn_d2.utils.array_pickle import ArrayUnpickler
+from mpn_d2.utils.torch_pickle import check_torch_file
 
 TRUST = "MPN_TRUST_PICKLE"
 _REFUSED = re.compile(r"GLOBAL ([\w.]+)")
@@ -204,6 +205,8 @@ def read_torch(path: str | os.PathLike, *, mmap: bool = False) -> Any:
     """
     if Path(path).suffix.lower() == ".safetensors":
         return _read_safetensors(path)
+    if not trusts_pickle():
+        check_torch_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=not trusts_pickle(), mmap=mmap)
     except pickle.UnpicklingError as error:
