@@ -103,7 +103,9 @@ def _ended_process(error: BaseException | None) -> str | None:
     """A process whose end stands behind an error, None where there is none."""
     while error is not None:
         message = str(error)
-        found = _WORKER_ENDED.search(message) if isinstance(error, RuntimeError) else None
+        # Perhaps of another process, which handed on the text alone.
+        is_told = isinstance(error, RuntimeError | ProcessRaisedException)
+        found = _WORKER_ENDED.search(message) if is_told else None
         if found:
             how = f", {found[2].strip()}" if found[2] else ""
             return f"a process that reads data (DATALOADER.NUM_WORKERS; {found[1]}{how})"

@@ -112,6 +112,15 @@ def test_a_loader_worker_that_is_killed(capsys):
     [
         (ProcessExitedException("process 1 died", 1, 99, -9, "SIGKILL"), "process 1 (SIGKILL) was"),
         (raised_in_process("RuntimeError: [gloo] Connection closed by peer"), "another process of"),
+        (
+            raised_in_process(
+                "RuntimeError: DataLoader worker (pid 7) is killed by signal: Killed. \n\nThe "
+                "above exception was the direct cause of the following exception:\n\nTraceback (most "
+                'recent call last):\n  File "x.py", line 3, in f\nRuntimeError: DataLoader worker '
+                "(pid(s) 7) exited unexpectedly"
+            ),
+            "a process that reads data (DATALOADER.NUM_WORKERS; 7, Killed) was ended from outside",
+        ),
         (BrokenProcessPool("a child"), "a process that works on a part was ended"),
     ],
 )
