@@ -12,7 +12,6 @@ import functools
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -30,6 +29,7 @@ from mpn_d2.data.association_noise import AssociationAugmentation
 from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import has_keypoints, load_pose_dicts
 from mpn_d2.data.person_crops import SinglePersonMapper, training_people
+from mpn_d2.data.workers import start_worker
 from mpn_d2.structures.skeleton import get_skeleton
 
 # Batches that aspect-ratio grouping reorders among themselves; one of them may be mixed.
@@ -232,7 +232,7 @@ def build_image_loader(
         batch_sampler=StreamBatches(order, start),
         collate_fn=trivial_batch_collator,
         num_workers=num_workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=start_worker,
         # Its own: the loader would draw a number from the global one.
         generator=torch.Generator().manual_seed(order.seed),
     )
@@ -257,8 +257,3 @@ def seeded(seed: int, position: int) -> Iterator[None]:
         random.setstate(before[0])
         np.random.set_state(before[1])
         generator.set_state(before[2])
-
-
-def _one_thread(worker: int) -> None:
-    # Workers are as many as the user gave cores; OpenCV would start threads in each.
-    cv2.setNumThreads(0)

@@ -6,7 +6,6 @@ import json
 import logging
 import multiprocessing
 import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from mpn_d2.data.drawn_coco import Layout, load_layouts
 from mpn_d2.data.drawn_picture import DRAWN_DATASETS, PERSON_CATEGORY, SPLITS, draw_image
 from mpn_d2.data.drawn_pose import SKELETON
 from mpn_d2.utils.files import partial_beside
+from mpn_d2.utils.parents import end_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -163,26 +163,11 @@ def _map(tasks: list[_Task], workers: int) -> Iterator[tuple[dict, list[dict]]]:
     # Not forked: a process that holds threads (torch, OpenCV) may hang in its copy. Not
     # multiprocessing's pool, which waits for ever for the work of a process that was killed.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=end_with_parent)
     try:
         yield from pool.map(_draw_file, tasks, chunksize=16)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the one that started it has ended, however.
-
-    A worker of the pool would wait for ever for work from a process that was killed.
-    """
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    if parent is not None:
-        threading.Thread(target=wait, daemon=True).start()
 
 
 def _content(parameters: dict, drawn: Iterator[tuple[dict, list[dict]]]) -> dict:

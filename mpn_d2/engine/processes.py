@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from mpn_d2.engine.cli import quiet_logging
+from mpn_d2.utils.parents import is_orphan
 
 # What torchrun tells each process that it starts.
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -64,6 +65,10 @@ def check_processes(count: int) -> None:
 
 
 def _main_of_process(main: Callable[[Namespace], None], args: Namespace) -> None:
+    # PyTorch has the kernel interrupt it when its parent ends; a parent that ended before that,
+    # while this process imported, would leave a training behind.
+    if is_orphan():
+        os._exit(1)
     _share_cores()
     with quiet_logging():
         main(args)

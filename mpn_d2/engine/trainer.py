@@ -9,7 +9,6 @@ from collections.abc import Iterable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
@@ -22,6 +21,7 @@ from mpn_d2.data.dataset_mapper import PoseDatasetMapper
 from mpn_d2.data.datasets import load_pose_dicts
 from mpn_d2.data.loader import build_pose_train_loader
 from mpn_d2.data.person_crops import SinglePersonMapper, people_to_evaluate
+from mpn_d2.data.workers import detection_test_loader
 from mpn_d2.engine.assembly_evaluation import evaluate_annotations, evaluates_annotations
 from mpn_d2.engine.build import build_pose_model, check_training_config
 from mpn_d2.engine.checkpoint import PoseCheckpointer
@@ -113,7 +113,7 @@ class PoseTrainer(DefaultTrainer):
         people, with SINGLE_PERSON.ENABLED."""
         dicts = load_pose_dicts([dataset_name], is_train=False)
         if cfg.SINGLE_PERSON.ENABLED:
-            return build_detection_test_loader(
+            return detection_test_loader(
                 people_to_evaluate(cfg, dicts),
                 mapper=SinglePersonMapper(cfg, is_train=False),
                 num_workers=cfg.DATALOADER.NUM_WORKERS,
@@ -125,7 +125,7 @@ class PoseTrainer(DefaultTrainer):
             cfg.INPUT.MIN_SIZE_TEST = 0
         if with_annotations:
             cfg.EVAL.BOX_SOURCE = "gt"
-        return build_detection_test_loader(
+        return detection_test_loader(
             dicts,
             mapper=PoseDatasetMapper(cfg, is_train=False),
             num_workers=cfg.DATALOADER.NUM_WORKERS,

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -18,6 +17,7 @@ from mpn_d2.data.dataset_mapper import PoseDatasetMapper, build_augmentations
 from mpn_d2.data.datasets import load_pose_dicts
 from mpn_d2.data.loader import association_samples, trains_without_images
 from mpn_d2.data.person_crops import SinglePersonMapper, training_people
+from mpn_d2.data.workers import detection_test_loader
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ def _build_batches(cfg: CfgNode) -> tuple[Iterator[list[dict]], int]:
             cfg, is_train=True, augmentations=build_augmentations(cfg, is_train=False)
         )
     # One image at a time: the padding of a batch would enter the loss.
-    loader = build_detection_test_loader(
+    loader = detection_test_loader(
         dicts,
         mapper=mapper,
         sampler=_equal_share(len(dicts)),

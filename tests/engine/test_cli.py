@@ -115,9 +115,9 @@ def test_a_loader_worker_that_is_killed(capsys):
         (
             raised_in_process(
                 "RuntimeError: DataLoader worker (pid 7) is killed by signal: Killed. \n\nThe "
-                "above exception was the direct cause of the following exception:\n\nTraceback (most "
-                'recent call last):\n  File "x.py", line 3, in f\nRuntimeError: DataLoader worker '
-                "(pid(s) 7) exited unexpectedly"
+                "above exception was the direct cause of the following exception:\n\nTraceback "
+                '(most recent call last):\n  File "x.py", line 3, in f\nRuntimeError: DataLoader '
+                "worker (pid(s) 7) exited unexpectedly"
             ),
             "a process that reads data (DATALOADER.NUM_WORKERS; 7, Killed) was ended from outside",
         ),
