@@ -28,7 +28,6 @@ _MOST_ARGUMENTS = 10_000
 _LONGEST_KEY = 100
 _REBUILD = "torch._utils._rebuild_"
 _TYPED_REBUILD = "torch._tensor._rebuild_from_type_v2"
-_PARAMETER = "torch.nn.parameter.Parameter"
 # Made here, too: their keys or members are hashed.
 _COLLECTIONS = {
     "collections.OrderedDict": OrderedDict,
@@ -94,7 +93,16 @@ class _Named:
 
 
 class _Part:
-    """What a function would make, or a storage."""
+    """What a function would make, or a storage; takes whatever is put into it."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        return
+
+    def append(self, value: Any) -> None:
+        return
+
+    def extend(self, values: Any) -> None:
+        return
 
 
 # PyTorch follows none of these either.
@@ -151,10 +159,7 @@ class _Inspector(pickle._Unpickler):
 
     def _new_object(self) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
-        if arguments and getattr(kind, "name", "") != _PARAMETER:
-            raise _Refused("it makes an object of a size instead of reading its numbers")
-        _check_size(arguments)
-        self.append(kind() if isinstance(kind, type) else _Part())
+        self.append(kind() if isinstance(kind, type) else _called(kind, arguments))
 
     def _set_item(self) -> None:
         _check_keys(self.stack[-2:-1])
@@ -189,7 +194,8 @@ def _called(function: Any, arguments: tuple) -> Any:
         name = getattr(arguments[0], "name", "") if arguments else ""
         if not name.startswith(_REBUILD):
             raise _Refused("it makes a tensor in a way that torch.save does not write")
-    makes_numbers = name.startswith("torch.") and name.endswith(("Tensor", "Storage"))
+    is_tensor = name.startswith("torch.") and name.endswith(("Tensor", "Storage"))
+    makes_numbers = is_tensor and arguments != ()
     counts = name == "builtins.bytearray" and any(isinstance(x, int) for x in arguments)
     if makes_numbers or counts:
         raise _Refused(f"it makes a {name} of a size instead of reading its numbers")

@@ -6,9 +6,11 @@ import io
 import pickle
 import time
 import zipfile
-from collections import Counter, OrderedDict
+from argparse import Namespace
+from collections import Counter, OrderedDict, defaultdict, namedtuple
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -75,7 +77,7 @@ LONG = {
     ),
     "object": (
         EMPTY + text("a") + named("torch", "FloatTensor") + number(60000) * 2 + PAIR + b"\x81s.",
-        "makes an object of a size",
+        "makes a torch.FloatTensor of a size",
     ),
 }  # fmt: skip
 
@@ -147,6 +149,24 @@ def test_what_trainings_save_is_read(tmp_path, legacy):
         assert torch.equal(found["model"][name], value)
     assert torch.equal(found["view"], content["view"])
     assert found["module"]["0.weight"].note == net[0].weight.note
+
+
+Point = namedtuple("Point", "x y")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [defaultdict(list, a=[1]), Path("a"), np.float64(2), np.ones(2), Point(1, 2), Namespace(a=1)],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_other_objects_are_named(tmp_path, value, legacy):
+    path = tmp_path / "a.pth"
+    torch.save({"a": torch.ones(2), "b": value}, path, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(
+        ValueError, match=r"it holds [\w.]+, which is not a tensor or a"
+    ):
+        read_torch(path)
 
 
 @pytest.mark.parametrize(
