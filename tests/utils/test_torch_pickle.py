@@ -163,9 +163,7 @@ Point = namedtuple("Point", "x y")
 def test_other_objects_are_named(tmp_path, value, legacy):
     path = tmp_path / "a.pth"
     torch.save({"a": torch.ones(2), "b": value}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(
-        ValueError, match=r"it holds [\w.]+, which is not a tensor or a"
-    ):
+    with pytest.raises(ValueError, match=r"it holds [\w.]+, which is not a tensor or a"):
         read_torch(path)
 
 
