@@ -7,8 +7,9 @@
 
 The base is the network of tools/train_synthetic.py (RUNS/drawn-v1/model_final.pth, or --weights).
 Without --rows or --measure: trains the recurrent decoder (configs/UnifiedAssociation/
-quick_crowd.yaml) and associative embedding (quick_AE.yaml) on drawn-crowd-v1, half an hour each
-on one core, and evaluates both and the base's own people on the same unseen images. Figures go to
+quick_crowd.yaml), the same without its loop and associative embedding (quick_AE.yaml) on
+drawn-crowd-v1, half an hour each on one core, and evaluates them and the base's own people on the
+same unseen images. Figures go to
 results/unified_association.json in --output, tables of docs/unified_association.md are filled. An
 interrupted run goes on where it stopped when the command is repeated. With --images or --opts all
 is a try: trainings and figures go to RUNS/try, no page changes.
@@ -56,7 +57,11 @@ PAGE = REPO / "docs" / "unified_association.md"
 OUTPUT = REPO / "docs" / "results" / "unified_association.json"
 CROWD = "drawn-crowd-v1"
 # What is compared on the same images, by its name in the figures.
-SYSTEMS = {"recurrent": "quick_crowd.yaml", "tag_grouping": "quick_AE.yaml"}
+SYSTEMS = {
+    "recurrent": "quick_crowd.yaml",
+    "recurrent_no_loop": "quick_crowd_no_loop.yaml",
+    "tag_grouping": "quick_AE.yaml",
+}
 BASE_PEOPLE = "multiposenet"
 # What trains without the base.
 FROM_NOTHING = {"tag_grouping"}

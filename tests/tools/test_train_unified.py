@@ -64,7 +64,7 @@ def test_tag_grouping_needs_no_base(tmp_path, base, monkeypatch):
 def test_systems_and_rows_stand_side_by_side_and_steps_are_drawn(tmp_path, base, capsys):
     page = tool.PAGE.read_text()
     found = run(tmp_path, base)
-    for system in ("recurrent", "tag_grouping", "multiposenet"):
+    for system in ("recurrent", "recurrent_no_loop", "tag_grouping", "multiposenet"):
         for figure in ("AP", "count_right", "AP_overlap_0_0.1", "AP_overlap_0.3_1"):
             assert f"drawn-crowd-v1/{system}/keypoints/{figure}" in found["metrics"]
     assert "keypoints/AP" in found["metrics"]  # on drawn-v1
