@@ -206,7 +206,7 @@ def read_torch(path: str | os.PathLike, *, mmap: bool = False) -> Any:
     if Path(path).suffix.lower() == ".safetensors":
         return _read_safetensors(path)
     if not trusts_pickle():
-        check_torch_file(path)
+        check_torch_file(path, _refusal)
     try:
         return torch.load(path, map_location="cpu", weights_only=not trusts_pickle(), mmap=mmap)
     except pickle.UnpicklingError as error:

@@ -2,8 +2,9 @@
 
 `weights_only` runs nothing of a file, yet 300 bytes can keep it busy for years (a tuple that holds
 another one twice, and so on 60 times over, as a key: its hash takes 2^60 steps) or make it set
-aside gigabytes (a tensor class that is called with a size). Here the instructions are followed
-with empty parts in the place of tensors.
+aside gigabytes (a tensor of a size without numbers). Here the instructions of the file are followed
+with parts in the place of tensors, and only what torch.save writes passes: known functions with
+arguments of the right kinds, tensors whose numbers are in the file, keys of a bounded size.
 """
 
 from __future__ import annotations
@@ -12,23 +13,35 @@ import io
 import mmap
 import os
 import pickle
+import zipfile
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar
 
 import torch
 
+from mpn_d2.utils.torch_calls import (
+    KNOWN,
+    Named,
+    Plain,
+    Refused,
+    Storage,
+    check_call,
+    is_storage_type,
+)
+
 # How torch.load knows an archive.
 _ZIP = b"PK\x03\x04"
+# Of which torch.load says that it is a program.
+_SCRIPT = "constants.pkl"
 # What PyTorch before 1.6 wrote: a magic number, version, machine, the content, keys of storages.
-_LEGACY_PICKLES = 5
+_LEGACY_KINDS = (int, int, dict, object, list)
 _CONTENT = 3
-# Items in the arguments of a function, those of tuples in them included; PyTorch's own are twenty.
-_MOST_ARGUMENTS = 10_000
-_LONGEST_KEY = 100
-_REBUILD = "torch._utils._rebuild_"
-_TYPED_REBUILD = "torch._tensor._rebuild_from_type_v2"
-# Made here, too: their keys or members are hashed.
+# Texts, numbers and names in a key, those of tuples in it included; and in all keys together.
+_LARGEST_KEY = 10_000
+_MOST_WORK = 5_000_000
+_ENDLESS = 10**12
+_KEYS = (tuple, str, bytes, int, float, complex, Named, Plain, type(None))
 _COLLECTIONS = {
     "collections.OrderedDict": OrderedDict,
     "collections.Counter": Counter,
@@ -36,84 +49,86 @@ _COLLECTIONS = {
 }
 
 
-class _Refused(ValueError):
-    """What is wrong, in words."""
+class _Left(Exception):
+    """PyTorch goes no further either, and says why."""
 
 
-def check_torch_file(path: str | os.PathLike) -> None:
+def check_torch_file(path: str | os.PathLike, refusal: Callable[[str, str], str]) -> None:
     """Looks for what would take far more time or memory than the file's size suggests.
 
-    What it names is left to PyTorch, and so are the numbers of the tensors.
+    Args:
+        path: of the file.
+        refusal: (name in the file, what would be right) to the message about it.
 
     Raises:
         ValueError: there is such a thing; one line about it.
         pickle.UnpicklingError, RuntimeError, EOFError: it is no torch file, or a broken one.
     """
     with open(path, "rb") as file:
-        is_archive = file.read(len(_ZIP)) == _ZIP
-        if not os.path.getsize(path):
+        size = os.path.getsize(path)
+        if not size:
             raise EOFError("it is empty")
-        if is_archive:
-            content = torch._C.PyTorchFileReader(os.fspath(path)).get_record("data.pkl")
-            _followed(_Inspector(io.BytesIO(content)))
-            return
-        # Mapped: reading what a broken length asks for would set aside that much first.
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            _check_legacy(mapped)
+        if file.read(len(_ZIP)) == _ZIP:
+            storages = _follow_archive(file, size, refusal)
+        else:
+            # Mapped: reading what a broken length asks for would set aside that much first.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+                storages = _follow_legacy(mapped, refusal)
+    # A number takes a byte at least. Memory for all is set aside before they are read.
+    if sum(storages.values()) > size:
+        raise Refused("it holds tensors of more numbers than are in the file")
 
 
-def _check_legacy(file: mmap.mmap) -> None:
+def _follow_archive(file: Any, size: int, refusal: Callable[[str, str], str]) -> dict[str, int]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except Exception as error:  # as broken files raise anything
+        raise pickle.UnpicklingError(f"Weights only load failed: {error}") from error
+    if unpacked > size:
+        raise Refused("it is a packed archive: write it again with torch.save")
+    file.seek(0)
+    reader = torch._C.PyTorchFileReader(file)
+    if _SCRIPT in reader.get_all_records():
+        return {}
+    inspector = _Inspector(io.BytesIO(reader.get_record("data.pkl")), refusal)
+    try:
+        _followed(inspector)
+    except _Left:
+        return {}
+    return inspector.storages
+
+
+def _follow_legacy(file: mmap.mmap, refusal: Callable[[str, str], str]) -> dict[str, int]:
     storages: dict[str, int] = {}
     found: Any = None
-    for i in range(_LEGACY_PICKLES):
-        inspector = _Inspector(file)
-        found = _followed(inspector)
+    for i, kind in enumerate(_LEGACY_KINDS):
+        inspector = _Inspector(file, refusal)
+        try:
+            found = _followed(inspector)
+        except _Left:
+            return {}
+        if not isinstance(found, kind):
+            raise pickle.UnpicklingError("Weights only load failed: no head of a torch file")
         if i == _CONTENT:
             storages = inspector.storages
-    # PyTorch sets their memory aside before it looks for their numbers.
-    stored = {x for x in found if isinstance(x, str)} if isinstance(found, list) else set()
-    if sum(storages.values()) > len(file) or not storages.keys() <= stored:
-        raise _Refused("it holds tensors of more numbers than are in the file")
+    # What is not named there stays without numbers.
+    if not all(isinstance(key, str) for key in found) or not storages.keys() <= set(found):
+        raise Refused("it holds tensors of more numbers than are in the file")
+    return storages
 
 
 def _followed(inspector: _Inspector) -> Any:
     try:
         return inspector.load()
-    except _Refused:
+    except (Refused, _Left):
         raise
     except Exception as error:  # bytes that are no pickle fail in any way
         raise pickle.UnpicklingError(f"Weights only load failed: {error}") from error
 
 
-class _Named:
-    """A class or function of the file: its name alone."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-
-class _Part:
-    """What a function would make, or a storage; takes whatever is put into it."""
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        return
-
-    def append(self, value: Any) -> None:
-        return
-
-    def extend(self, values: Any) -> None:
-        return
-
-
-# PyTorch follows none of these either.
-_UNKNOWN = (
-    *(pickle.DICT, pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.PERSID, pickle.FROZENSET),
-    *(pickle.ADDITEMS, pickle.EXT1, pickle.EXT2, pickle.EXT4),
-)
-
-
-def _refuse(_: Any) -> None:
-    raise pickle.UnpicklingError("an instruction that torch.save does not write")
+def _leave(_: Any) -> None:
+    raise _Left
 
 
 # The one in Python, as in utils/array_pickle.py.
@@ -127,99 +142,160 @@ class _Inspector(pickle._Unpickler):
     # Of the standard library's class, which comes without types.
     stack: list[Any]
     append: Any
+    pop_mark: Any
     load_setitem: Any
     load_setitems: Any
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: Any, refusal: Callable[[str, str], str]) -> None:
         super().__init__(file, encoding="latin1")
         self.storages: dict[str, int] = {}
+        self._refusal = refusal
+        self._work = 0
+        # Items of tuples by their id, those of tuples in them included; the tuples stay alive.
+        self._sizes: dict[int, int] = {}
+        self._tuples: list[tuple] = []
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{'builtins' if module == '__builtin__' else module}.{name}"
-        return _COLLECTIONS.get(full) or _Named(full)
+        if full in _COLLECTIONS:
+            return _COLLECTIONS[full]
+        if full in KNOWN or is_storage_type(full) or _is_kind(full):
+            return Named(full)
+        raise Refused(self._refusal(full, "a tensor or a plain value"))
 
-    def persistent_load(self, pid: Any) -> _Part:
-        if not isinstance(pid, tuple) or any(isinstance(x, tuple | list) for x in pid[:-1]):
-            raise _Refused("it holds a storage that is not described by text and numbers")
-        _check_size(pid)
-        if len(pid) > 4 and isinstance(pid[2], str) and isinstance(pid[4], int):
-            self.storages[pid[2]] = max(pid[4], self.storages.get(pid[2], 0))
-        return _Part()
+    def persistent_load(self, pid: Any) -> Storage:
+        if isinstance(pid, tuple) and len(pid) in (5, 6):
+            word, kind, key, place, numbers = pid[:5]
+            view = pid[5] if len(pid) == 6 else None
+            is_text = all(isinstance(x, str) and "\0" not in x for x in (word, key, place))
+            is_kind = isinstance(kind, Named) and is_storage_type(kind.name)
+            if is_text and is_kind and type(numbers) is int and numbers >= 0:
+                self.storages[key] = max(numbers, self.storages.get(key, 0))
+                if view is None:
+                    return Storage(numbers)
+                if isinstance(view, tuple) and len(view) == 3 and isinstance(view[0], str):
+                    first, count = view[1:]
+                    if type(first) is int and type(count) is int and min(first, count) >= 0:
+                        return Storage(min(count, numbers))
+        raise Refused("it holds a storage that is not described as torch.save does")
+
+    def _size(self, value: Any) -> int:
+        """Texts, numbers and names in a key or an argument."""
+        if isinstance(value, tuple):
+            return self._sizes.get(id(value), 1)
+        if isinstance(value, str | bytes | bytearray):
+            return 1 + len(value) // 64
+        return 1 + value.bit_length() // 64 if isinstance(value, int) else 1
+
+    def _spend(self, work: int) -> None:
+        self._work += work
+        if self._work > _MOST_WORK:
+            raise Refused("it repeats its parts so often that reading it would take very long")
+
+    def _check_keys(self, keys: Iterable[Any]) -> None:
+        for key in keys:
+            size = self._size(key)
+            if size > _LARGEST_KEY and isinstance(key, tuple):
+                raise Refused(
+                    f"it holds a dict or set with a tuple of more than {_LARGEST_KEY} items, those "
+                    "of nested tuples included"
+                )
+            self._spend(size)
+            if not isinstance(key, _KEYS):
+                raise Refused(
+                    f"it holds a dict or set with a {type(key).__name__.lower()}: name its entries "
+                    "by text"
+                )
+
+    def _tuple(self, items: Iterable[Any]) -> None:
+        made = tuple(items)
+        if made:
+            self._sizes[id(made)] = min(1 + sum(map(self._size, made)), _ENDLESS)
+            self._tuples.append(made)
+        self.append(made)
+
+    def _tuple_of(self, count: int) -> None:
+        items = self.stack[-count:]
+        if len(items) != count:
+            raise pickle.UnpicklingError("it ends before its parts")
+        del self.stack[-count:]
+        self._tuple(items)
 
     def _reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack[-1]
         if not isinstance(arguments, tuple):
-            raise _Refused("it calls a function with something else than a tuple")
-        self.stack[-1] = _called(function, arguments)
+            raise Refused("it calls a function with something else than a tuple")
+        if isinstance(function, type):
+            self.stack[-1] = self._collection(function, arguments)
+            return
+        if not isinstance(function, Named):
+            raise Refused("it calls something that is no function")
+        self._spend(sum(len(x) for x in arguments if isinstance(x, tuple | list | str | bytes)))
+        self.stack[-1] = check_call(function.name, arguments)
+
+    def _collection(self, kind: type, arguments: tuple) -> Any:
+        """An OrderedDict, a Counter or a set."""
+        items = arguments[0] if arguments else []
+        is_right = isinstance(items, dict if kind is Counter and arguments else list)
+        if len(arguments) > 1 or not is_right:
+            raise Refused(f"it makes a {kind.__name__} as torch.save does not")
+        self._spend(len(items))
+        if kind is OrderedDict:
+            if not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in items):
+                raise Refused("it makes an OrderedDict of something else than pairs")
+            self._check_keys(pair[0] for pair in items)
+        elif kind is set:
+            self._check_keys(items)
+        return kind(items)
 
     def _build(self) -> None:
-        state = self.stack.pop()
-        if not isinstance(self.stack[-1], OrderedDict):  # its keys have been looked at
-            _check_size(state)
+        state, target = self.stack.pop(), self.stack[-1]
+        if type(target) is not OrderedDict or type(state) not in (dict, OrderedDict):
+            raise Refused("it sets the state of something else than an OrderedDict")
+        for name in state:
+            # An entry of this name would stand in the place of `items` and others.
+            if not isinstance(name, str) or hasattr(OrderedDict, name):
+                raise Refused("it holds an OrderedDict with a method of its own")
 
     def _new_object(self) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
-        self.append(kind() if isinstance(kind, type) else _called(kind, arguments))
+        if not isinstance(kind, type) or arguments != ():
+            raise Refused("it holds an object that is not a tensor or a plain value")
+        self.append(kind())
 
     def _set_item(self) -> None:
-        _check_keys(self.stack[-2:-1])
+        self._check_keys(self.stack[-2:-1])
         self.load_setitem()
 
     def _set_items(self) -> None:
-        _check_keys(self.stack[::2])
+        self._check_keys(self.stack[::2])
         self.load_setitems()
 
+    # What PyTorch follows, as it is or checked; it stops at everything else.
     dispatch: ClassVar[dict[int, Any]] = {
-        **pickle._Unpickler.dispatch,
+        **dict.fromkeys(range(256), _leave),
+        **{
+            code[0]: pickle._Unpickler.dispatch[code[0]]
+            for code in (pickle.APPEND, pickle.APPENDS, pickle.BINFLOAT, pickle.BINGET)
+            + (pickle.BININT, pickle.BININT1, pickle.BININT2, pickle.BINPERSID, pickle.BINPUT)
+            + (pickle.BINUNICODE, pickle.EMPTY_DICT, pickle.EMPTY_LIST, pickle.EMPTY_SET)
+            + (pickle.EMPTY_TUPLE, pickle.GLOBAL, pickle.LONG1, pickle.LONG_BINGET)
+            + (pickle.LONG_BINPUT, pickle.MARK, pickle.NEWFALSE, pickle.NEWTRUE, pickle.NONE)
+            + (pickle.PROTO, pickle.SHORT_BINSTRING, pickle.STOP)
+        },
+        pickle.TUPLE[0]: lambda self: self._tuple(self.pop_mark()),
+        pickle.TUPLE1[0]: lambda self: self._tuple_of(1),
+        pickle.TUPLE2[0]: lambda self: self._tuple_of(2),
+        pickle.TUPLE3[0]: lambda self: self._tuple_of(3),
         pickle.REDUCE[0]: _reduce,
         pickle.BUILD[0]: _build,
         pickle.NEWOBJ[0]: _new_object,
         pickle.SETITEM[0]: _set_item,
         pickle.SETITEMS[0]: _set_items,
-        **dict.fromkeys((code[0] for code in _UNKNOWN), _refuse),
     }
 
 
-def _called(function: Any, arguments: tuple) -> Any:
-    """What a function of the file returns: a collection, or a part."""
-    if isinstance(function, type):
-        for items in arguments:
-            if isinstance(items, list | tuple):
-                has_pairs = function is OrderedDict
-                _check_keys(x[0] if has_pairs and isinstance(x, list | tuple) else x for x in items)
-        return function(*arguments)
-    _check_size(arguments)
-    name = getattr(function, "name", "")
-    if name == _TYPED_REBUILD:
-        name = getattr(arguments[0], "name", "") if arguments else ""
-        if not name.startswith(_REBUILD):
-            raise _Refused("it makes a tensor in a way that torch.save does not write")
-    is_tensor = name.startswith("torch.") and name.endswith(("Tensor", "Storage"))
-    makes_numbers = is_tensor and arguments != ()
-    counts = name == "builtins.bytearray" and any(isinstance(x, int) for x in arguments)
-    if makes_numbers or counts:
-        raise _Refused(f"it makes a {name} of a size instead of reading its numbers")
-    return _Part()
-
-
-def _check_keys(keys: Iterable[Any]) -> None:
-    for key in keys:
-        if isinstance(key, tuple) and (
-            len(key) > _LONGEST_KEY or any(isinstance(x, tuple) for x in key)
-        ):
-            raise _Refused("it holds a dict or set with a nested tuple: name its entries by text")
-
-
-def _check_size(arguments: Any) -> None:
-    """Raises a ValueError for what has more items than a function's arguments ever have."""
-    waiting, count = [arguments], 0
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, tuple | list):
-            count += len(item)
-            if count > _MOST_ARGUMENTS:
-                raise _Refused(
-                    f"it calls a function with more than {_MOST_ARGUMENTS} items, those of nested "
-                    "tuples included"
-                )
-            waiting.extend(item)
+def _is_kind(full: str) -> bool:
+    """Whether it names a dtype, or a kind of quantization."""
+    module, _, name = full.rpartition(".")
+    return module == "torch" and isinstance(getattr(torch, name, None), torch.dtype | torch.qscheme)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import time
 import zipfile
@@ -34,51 +35,110 @@ def named(module: str, name: str) -> bytes:
 
 # ((((), ()), ((), ())), ...), 2^60 tuples.
 DEEP = b")" + (MEMO + GET + PAIR) * 60
-STORAGE = text("storage") + named("torch", "FloatStorage") + text("0") + text("cpu")
+ENTRY = EMPTY + text("a")
+HOOKS = named("collections", "OrderedDict") + b")R"
+
+
+def storage(count: int, key: bytes = text("0"), kind: str = "FloatStorage") -> bytes:
+    return (
+        b"(" + text("storage") + named("torch", kind) + key + text("cpu") + number(count) + VIEW
+    )  # fmt: skip
+
+
+# The place of the view in old files; None there, absent in new ones.
+VIEW = b"NtQ"
+
+
+def tensor(numbers: bytes, size: bytes, stride: bytes) -> bytes:
+    function = named("torch._utils", "_rebuild_tensor_v2")
+    return function + b"(" + numbers + b"K\x00" + size + stride + b"\x89" + HOOKS + b"tR"
+
+
+def call(module: str, name: str, *arguments: bytes) -> bytes:
+    return named(module, name) + b"(" + b"".join(arguments) + b"tR"
+
+
+def expanded(count: int) -> bytes:
+    """A tensor of so many numbers, all of them one."""
+    return tensor(storage(1), number(count) + b"\x85", b"K\x00\x85")
+
+
+def nested_dicts(count: int) -> bytes:
+    """One that holds another one twice, and so on; on top of the others in a list."""
+    return b"](}q\x01" + b"}(K\x00h\x01K\x01h\x01uq\x01" * count + b"e"
+
+
+ONE = b"K\x01"
+NO_TENSOR = "FloatTensor, which is not a tensor or a plain value"
+OTHER = "with other arguments than torch.save does"
 # Content of data.pkl, what is said.
 LONG = {
-    "key": (EMPTY + DEEP + b"K\x01" + SET, "nested tuple"),
-    "keys": (EMPTY + b"(" + DEEP + b"K\x01u.", "nested tuple"),
+    "key": (EMPTY + DEEP + ONE + SET, "tuple of more than 10000 items"),
+    "keys": (EMPTY + b"(" + DEEP + b"K\x01u.", "tuple of more than 10000 items"),
     "ordered": (
-        EMPTY + text("a") + named("collections", "OrderedDict") + b"](" + DEEP + b"K\x01"
-        b"\x86e\x85" + CALL + SET,
-        "nested tuple",
+        ENTRY + call("collections", "OrderedDict", b"](" + DEEP + b"K\x01\x86e") + SET,
+        "tuple of more than 10000 items",
     ),
-    "set": (
-        EMPTY + text("a") + named("__builtin__", "set") + b"](" + DEEP + b"e\x85" + CALL + SET,
-        "nested tuple",
-    ),
-    "counter": (
-        EMPTY + text("a") + named("collections", "Counter") + b"](" + DEEP + b"e\x85" + CALL + SET,
-        "nested tuple",
-    ),
-    "argument": (
-        EMPTY + text("a") + named("torch.serialization", "_get_layout") + DEEP + b"\x85R" + SET,
-        "more than 10000 items",
-    ),
-    "storage": (EMPTY + text("a") + DEEP + b"K\x01\x86Q" + SET, "described by text and numbers"),
-    "view": (
-        EMPTY + text("a") + b"(" + STORAGE + b"K\x04" + DEEP + b"tQ" + SET,
-        "more than 10000 items",
-    ),
-    "tensor": (
-        EMPTY + text("a") + named("torch", "FloatTensor") + number(60000) * 2 + PAIR + CALL + SET,
-        "makes a torch.FloatTensor of a size",
-    ),
-    "bytes": (
-        EMPTY + text("a") + named("__builtin__", "bytearray") + number(2**31 - 1) + b"\x85R" + SET,
-        "makes a builtins.bytearray of a size",
-    ),
+    "set": (ENTRY + call("__builtin__", "set", b"](" + DEEP + b"e") + SET, "tuple of more than"),
+    "counter": (ENTRY + call("collections", "Counter", b"](" + DEEP + b"e") + SET, "a Counter as"),
+    "argument": (ENTRY + call("torch.serialization", "_get_layout", DEEP) + SET, OTHER),
+    "storage": (ENTRY + DEEP + b"K\x01\x86Q" + SET, "storage that is not described as"),
+    "view": (ENTRY + storage(4)[:-3] + DEEP + b"tQ" + SET, "storage that is not described as"),
+    "tensor": (ENTRY + call("torch", "FloatTensor", number(60000) * 2) + SET, NO_TENSOR),
     "typed": (
-        EMPTY + text("a") + named("torch._tensor", "_rebuild_from_type_v2") + b"("
-        + named("torch", "FloatTensor") + named("torch", "FloatTensor")
-        + number(60000) * 2 + PAIR + b"NtR" + SET,
-        "in a way that torch.save does not write",
+        ENTRY + call(
+            "torch._tensor", "_rebuild_from_type_v2", named("torch", "Size"),
+            named("torch", "Tensor"), number(60000) * 2 + PAIR, b"N",
+        ) + SET, OTHER,
     ),
-    "object": (
-        EMPTY + text("a") + named("torch", "FloatTensor") + number(60000) * 2 + PAIR + b"\x81s.",
-        "makes a torch.FloatTensor of a size",
+    "object": (ENTRY + named("torch", "FloatTensor") + number(60000) + b"\x85\x81s.", NO_TENSOR),
+    "bytes": (ENTRY + call("__builtin__", "bytearray", number(2**31 - 1)) + SET, OTHER),
+    "bytes of a tensor": (ENTRY + call("__builtin__", "bytearray", expanded(1)) + SET, OTHER),
+    "codec": (ENTRY + call("_codecs", "encode", text("a"), text("hex")) + SET, OTHER),
+    "size": (ENTRY + call("torch", "Size", expanded(2**28)) + SET, OTHER),
+    "function": (ENTRY + DEEP + b")R" + SET, "calls something that is no function"),
+    "class": (ENTRY + DEEP + b")\x81" + SET, "an object that is not a tensor"),
+    "state": (ENTRY + HOOKS + b"](" + DEEP + b"K\x01\x86eb" + SET, "the state of something else"),
+    "method": (
+        ENTRY + HOOKS + b"}" + text("items") + named("__builtin__", "set") + b"sb" + SET,
+        "a method of its own",
     ),
+    "parameter": (
+        ENTRY + call(
+            "torch._utils", "_rebuild_parameter_with_state", expanded(1), b"\x89", HOOKS,
+            nested_dicts(60),
+        ) + SET, OTHER,
+    ),
+    "quantization": (
+        ENTRY + call(
+            "torch._utils", "_rebuild_qtensor", storage(1), b"K\x00K\x01\x85K\x01\x85",
+            nested_dicts(60) + b"\x85", b"\x89", HOOKS,
+        ) + SET, OTHER,
+    ),
+    "sparse": (
+        ENTRY + call(
+            "torch._utils", "_rebuild_sparse_tensor",
+            call("torch.serialization", "_get_layout", text("torch.sparse_coo")),
+            b"(" + expanded(2**30) * 2 + b"K\x05\x85\x89t",
+        ) + SET, OTHER,
+    ),
+    "tensor as a key": (EMPTY + expanded(4) + ONE + SET, "a dict or set with a tensor"),
+    "distributed": (
+        ENTRY + named("torch.distributed.tensor._dtensor_spec", "TensorMeta") + b")\x81" + SET,
+        "TensorMeta, which is not a tensor",
+    ),
+    "larger storage": (
+        ENTRY + tensor(storage(4), number(10**9) + b"\x85", b"K\x01\x85") + SET,
+        "tensors of more numbers than are in the file",
+    ),
+    "storage of nothing": (ENTRY + storage(10**9) + SET, "more numbers than are in the file"),
+    "number as a storage's key": (ENTRY + storage(4, b"K\x07") + SET, "not described as"),
+    "zero in a storage's key": (ENTRY + storage(4, text("0\0a")) + SET, "not described as"),
+    "many sets": (
+        ENTRY + b"]q\x02(" + ONE * 9999 + b"e" + b"](" + call("__builtin__", "set", b"h\x02") * 999
+        + b"e" + SET, "reading it would take very long",
+    ),
+    "bytes of a length": (b"\x80\x05\x96" + (6 * 10**9).to_bytes(8, "little") + b".", "no torch"),
 }  # fmt: skip
 
 
@@ -92,7 +152,7 @@ def write_archive(path: Path, pickled: bytes) -> Path:
     return path
 
 
-def write_legacy(path: Path, pickled: bytes, *, keys: object = ()) -> Path:
+def write_legacy(path: Path, pickled: bytes, *, keys: object = ("0",)) -> Path:
     """The same as PyTorch wrote it before 1.6."""
     torch.save({}, path, _use_new_zipfile_serialization=False)
     whole, empty = path.read_bytes(), pickle.dumps({}, 2)
@@ -111,15 +171,40 @@ def test_what_takes_long_or_much_memory_is_refused(tmp_path, kind, write):
     assert time.monotonic() - start < 60  # else 2^60 steps
 
 
-@pytest.mark.parametrize("keys", [(), ("0",)])
-def test_old_files_have_the_numbers_of_their_storages(tmp_path, keys):
-    """PyTorch sets aside what they ask for first: 4 GB here."""
-    size = number(10**9)
-    tensor = named("torch._utils", "_rebuild_tensor_v2") + b"((" + STORAGE + size + b"NtQK\x00"
-    tensor += size + b"\x85K\x01\x85\x89" + named("collections", "OrderedDict") + b")RtR"
-    path = write_legacy(tmp_path / "a.pth", EMPTY + text("a") + tensor + SET, keys=keys)
+def test_heads_of_old_files(tmp_path):
+    path = tmp_path / "a.pth"
+    whole = write_legacy(path, EMPTY + b".").read_bytes()
+    version, deep = pickle.dumps(1001, 2), b"\x80\x02" + DEEP + b"."
+    end = pickle.dumps(["0"], 2)
+    assert whole.count(version) == whole.count(end) == 1
+    for old, new in ((version, deep), (end, b"\x80\x02]" + DEEP + b"a."), (end, deep)):
+        path.write_bytes(whole.replace(old, new))
+        with pytest.raises(
+            ValueError, match=r"a\.pth: it (is no torch file|holds tensors of more)"
+        ):
+            read_foreign_weights(path)
+    # Numbers that nobody would read.
+    write_legacy(path, ENTRY + storage(4) + SET, keys=["1"])
     with pytest.raises(ValueError, match=r"a\.pth: it holds tensors of more numbers than are in"):
         read_foreign_weights(path)
+
+
+def test_packed_archives_are_refused(tmp_path):
+    path = write_archive(tmp_path / "a.pth", EMPTY + b"(" + b"}" * 3_000_000 + b"t.")
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "b.pth", "w", 8) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    with pytest.raises(
+        ValueError, match=r"b\.pth: it is a packed archive: write it again with tor"
+    ):
+        read_foreign_weights(tmp_path / "b.pth")
+
+
+def test_names_of_files_that_are_no_text(tmp_path):
+    path = os.fsencode(tmp_path) + b"/a\xff.pth"
+    torch.save({"a": torch.ones(2)}, tmp_path / "a.pth")
+    os.rename(tmp_path / "a.pth", path)
+    assert (read_torch(os.fsdecode(path))["a"] == 1).all()
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -136,14 +221,15 @@ def test_what_trainings_save_is_read(tmp_path, legacy):
         "scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 5]).state_dict(),
         "half": torch.arange(4.0).half()[1:].bfloat16(),
         "view": torch.arange(6.0).reshape(2, 3).T,
-        "places": {("a", 1): torch.Size([2, 3]), 3: {1, 2}, None: Counter("aab")},
+        "places": {(("a", 1), 2): torch.Size([2, 3]), 3: {1, (2, 3)}, None: Counter("aab")},
+        "devices": {torch.device("cpu"): torch.float32, torch.Size([1]): ()},
         "kinds": [torch.float16, torch.device("cpu"), b"bytes", bytearray(b"x"), 2j, 1e-300],
     }
     path = tmp_path / "a.pth"
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     found = read_torch(path)
     assert list(found) == list(content)
-    for name in ("scheduler", "places", "kinds"):
+    for name in ("scheduler", "places", "devices", "kinds"):
         assert found[name] == content[name]
     for name, value in content["model"].items():
         assert torch.equal(found["model"][name], value)
