@@ -9,7 +9,8 @@ from typing import Any
 # PyTorch's own limit of dimensions.
 _MOST_DIMENSIONS = 64
 _STORAGE = re.compile(r"torch\.(?:cuda\.|storage\.)?[A-Za-z0-9]*Storage")
-_TENSORS = ("torch.Tensor", "torch.nn.parameter.Parameter")
+PARAMETER = "torch.nn.parameter.Parameter"
+_TENSORS = ("torch.Tensor", PARAMETER)
 
 
 class Refused(ValueError):
@@ -176,6 +177,19 @@ def _meta(dtype: Any, size: Any, stride: Any, grad: Any) -> Tensor | None:
     return Tensor() if is_right and isinstance(grad, bool) else None
 
 
+def _new_parameter(data: Any, grad: Any = True) -> Tensor | None:
+    # PyTorch before 0.4; a state follows.
+    return data if isinstance(data, Tensor) and isinstance(grad, bool) else None
+
+
+def is_parameter_state(state: Any) -> bool:
+    """Of the same: whether it has a gradient, whether it is volatile, its hooks."""
+    if not isinstance(state, tuple) or len(state) != 3:
+        return False
+    is_right = isinstance(state[0], bool) and isinstance(state[1], bool)
+    return is_right and (state[2] is None or isinstance(state[2], dict))
+
+
 def _parameter(data: Any, grad: Any, hooks: Any) -> Tensor | None:
     is_right = isinstance(data, Tensor) and isinstance(grad, bool) and isinstance(hooks, dict)
     return data if is_right else None
@@ -195,7 +209,8 @@ def _typed(function: Any, kind: Any, arguments: Any, state: Any) -> Tensor | Non
 
 # What a file may name besides kinds of numbers, storages and collections; None: no function.
 KNOWN: dict[str, Any] = {
-    **dict.fromkeys(_TENSORS),
+    "torch.Tensor": None,
+    PARAMETER: _new_parameter,
     "_codecs.encode": _encode,
     "builtins.bytearray": _bytearray,
     "builtins.complex": _complex,

@@ -22,11 +22,14 @@ import torch
 
 from mpn_d2.utils.torch_calls import (
     KNOWN,
+    PARAMETER,
     Named,
     Plain,
     Refused,
     Storage,
+    Tensor,
     check_call,
+    is_parameter_state,
     is_storage_type,
 )
 
@@ -250,6 +253,8 @@ class _Inspector(pickle._Unpickler):
 
     def _build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Tensor) and is_parameter_state(state):
+            return
         if type(target) is not OrderedDict or type(state) not in (dict, OrderedDict):
             raise Refused("it sets the state of something else than an OrderedDict")
         for name in state:
@@ -259,6 +264,9 @@ class _Inspector(pickle._Unpickler):
 
     def _new_object(self) -> None:
         arguments, kind = self.stack.pop(), self.stack.pop()
+        if isinstance(kind, Named) and kind.name == PARAMETER and isinstance(arguments, tuple):
+            self.append(check_call(PARAMETER, arguments))
+            return
         if not isinstance(kind, type) or arguments != ():
             raise Refused("it holds an object that is not a tensor or a plain value")
         self.append(kind())

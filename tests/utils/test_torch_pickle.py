@@ -237,6 +237,28 @@ def test_what_trainings_save_is_read(tmp_path, legacy):
     assert found["module"]["0.weight"].note == net[0].weight.note
 
 
+@pytest.mark.parametrize("new", [b"R", b"\x81"])
+def test_parameters_of_pytorch_before_0_4(tmp_path, new):
+    """As in torchvision's first networks: a call or an object, then a state."""
+    path = tmp_path / "a.pth"
+    torch.save({}, path, _use_new_zipfile_serialization=False)
+    whole, empty = path.read_bytes(), pickle.dumps({}, 2)
+    function = named("torch._utils", "_rebuild_tensor")
+    old = function + b"(" + storage(2) + b"K\x00K\x02\x85K\x01\x85tR"
+    parameter = named("torch.nn.parameter", "Parameter") + old + b"\x85" + new
+    content = ENTRY + parameter + b"(\x88\x89" + HOOKS + b"tb" + SET
+    numbers = (2).to_bytes(8, "little") + np.array([1.5, -2], np.float32).tobytes()
+    head = whole[: whole.index(empty)]
+    path.write_bytes(head + content + pickle.dumps(["0"], 2) + numbers)
+    found = read_foreign_weights(path)["a"]
+    assert isinstance(found, nn.Parameter) and found.tolist() == [1.5, -2.0]
+    # A state that PyTorch would take as the place and size of its numbers.
+    broken = content.replace(b"(\x88\x89" + HOOKS + b"tb", b"(" + ONE * 4 + b"tb")
+    path.write_bytes(head + broken + pickle.dumps(["0"], 2) + numbers)
+    with pytest.raises(ValueError, match=r"a\.pth: it sets the state of something else"):
+        read_foreign_weights(path)
+
+
 Point = namedtuple("Point", "x y")
 
 
