@@ -28,11 +28,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-# First: it silences what Detectron2 warns of while it is imported.
-import mpn_d2  # noqa: F401
-
-# isort: split
+import mpn_d2  # isort: skip  # first: it silences what Detectron2 warns of  # noqa: F401
 
 import numpy as np
 import torch

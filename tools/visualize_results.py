@@ -21,11 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-# First: it silences what Detectron2 warns of while it is imported.
-import mpn_d2  # noqa: F401
-
-# isort: split
+import mpn_d2  # isort: skip  # first: it silences what Detectron2 warns of  # noqa: F401
 
 import numpy as np
 import torch
