@@ -233,7 +233,11 @@ class _Inspector(pickle._Unpickler):
             return
         if not isinstance(function, Named):
             raise Refused("it calls something that is no function")
-        self._spend(sum(len(x) for x in arguments if isinstance(x, tuple | list | str | bytes)))
+        for value in arguments:
+            if isinstance(value, tuple | list):
+                self._spend(len(value))
+            elif isinstance(value, str | bytes):  # copied as a whole
+                self._spend(len(value) // 8)
         self.stack[-1] = check_call(function.name, arguments)
 
     def _collection(self, kind: type, arguments: tuple) -> Any:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from mpn_d2.data.loader import StreamOrder, build_image_loader
+from mpn_d2.data.workers import detection_test_loader, start_worker
+
 REPO = Path(__file__).resolve().parents[2]
 PATIENCE = 120
 # The child writes its number when it starts, and goes on when its parent is gone: as if the kill
@@ -103,3 +106,9 @@ def test_children_of_a_killed_process_end(tmp_path, script):
         if is_alive(child):
             os.kill(child, signal.SIGKILL)
     assert not file.with_suffix(".trains").exists()
+
+
+def test_loaders_start_their_workers_so():
+    order = StreamOrder(size=2, batch_size=1, seed=0)
+    assert build_image_loader([{}, {}], dict, order).worker_init_fn is start_worker
+    assert detection_test_loader([{}, {}], mapper=dict).worker_init_fn is start_worker

@@ -223,13 +223,14 @@ def test_what_trainings_save_is_read(tmp_path, legacy):
         "view": torch.arange(6.0).reshape(2, 3).T,
         "places": {(("a", 1), 2): torch.Size([2, 3]), 3: {1, (2, 3)}, None: Counter("aab")},
         "devices": {torch.device("cpu"): torch.float32, torch.Size([1]): ()},
+        "long": [b"x" * 6_000_000, "y" * 6_000_000],
         "kinds": [torch.float16, torch.device("cpu"), b"bytes", bytearray(b"x"), 2j, 1e-300],
     }
     path = tmp_path / "a.pth"
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     found = read_torch(path)
     assert list(found) == list(content)
-    for name in ("scheduler", "places", "devices", "kinds"):
+    for name in ("scheduler", "places", "devices", "long", "kinds"):
         assert found[name] == content[name]
     for name, value in content["model"].items():
         assert torch.equal(found["model"][name], value)
